@@ -1,0 +1,52 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Each makes .venv and installs by itself.
+# PYTHON=… chooses the interpreter; TORCH_INDEX=… the index of CPU builds of torch; SECONDS=… ends the demo; CONFIG=… is for run.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$p && break; done)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+BIN := .venv/bin
+STAMP := .venv/.installed
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+.PHONY: help install demo test run clean
+
+help:
+	@echo 'make install   create .venv and install'
+	@echo 'make demo      everything at work without a network; SECONDS=25 ends it'
+	@echo 'make test      style, types, architecture and tests'
+	@echo 'make run       the daemon on the shipped configuration: Binance live; CONFIG=file for another'
+	@echo 'make clean     remove .venv and caches'
+
+install: $(STAMP)
+
+# A machine without an NVIDIA GPU gets the CPU build of torch, from the configured index or from TORCH_INDEX; where
+# neither has it, the ordinary build does, at the price of its size.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n '$(PYTHON)' || { echo 'Python 3.11 or newer is needed; PYTHON=/path/to/python names one'; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@if nvidia-smi -L >/dev/null 2>&1; then echo 'NVIDIA GPU found: torch with CUDA'; else \
+	  $(PIP) install -q --only-binary :all: 'torch==$(TORCH)+cpu' -c constraints.txt 2>/dev/null \
+	  || $(PIP) install -q --only-binary :all: --retries 1 --timeout 10 --extra-index-url '$(TORCH_INDEX)' \
+	       'torch==$(TORCH)+cpu' -c constraints.txt 2>/dev/null \
+	  || echo 'no CPU build of torch to be had here; the ordinary one it is'; fi
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/lstmd doctor
+	@touch $@
+
+demo: install
+	@$(BIN)/lstmd demo $(if $(SECONDS),--seconds $(SECONDS))
+
+run: install
+	@$(BIN)/lstmd run $(if $(CONFIG),--config $(CONFIG))
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,87 @@
+"""From the pipeline's work to the disk, and then to the publisher: what is published was committed first."""
+
+import asyncio
+
+from config.schema import Config
+from daemon import clock, topics
+from daemon.line import Draft, Line, LineWork
+from daemon.metrics import Metrics
+from daemon.pipeline import Pipeline
+from daemon.publisher import Publisher
+from daemon.store import LineCommit, Message, Store
+from feeds.market import NS_PER_S
+
+PRUNE_EVERY = 256
+"""Candles of a line between two prunings of its journal and outbox."""
+
+
+class Committer:
+    """Collects what all lines have done, once per turn of the event loop, into one transaction."""
+
+    def __init__(
+        self, config: Config, pipeline: Pipeline, store: Store, publisher: Publisher, metrics: Metrics
+    ) -> None:
+        self._pipeline, self._store, self._publisher, self._metrics = pipeline, store, publisher, metrics
+        self._base = config.mqtt.base_topic
+        self._candles = config.mqtt.publish_candles
+        self._keep = config.store.journal_keep
+        self._live_s = max(0.02, config.live.min_interval_ms / 1e3)
+        self._scheduled = False
+
+    def moved(self) -> None:
+        """Note that there may be work; it is done when the loop's present turn has handed over all it has."""
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Commit and hand on what the lines have done."""
+        self._scheduled = False
+        work = self._pipeline.take_work()
+        if not work:
+            return
+        rows = self._store.commit([self._commit_of(line, done) for line, done in work])
+        expiry_s = {}
+        for line, done in work:
+            self._account(line, done)
+            if done.drafts:
+                remaining_ns = done.drafts[-1].valid_until_ns - self._pipeline.markets[line.key].clock.now_ns
+                expiry_s[line.topic] = max(1, remaining_ns // NS_PER_S + 1)
+            if self._candles:
+                topic = topics.spec_topic(self._base, line.market, line.spec, "candle")
+                for candle in done.candles:
+                    self._publisher.volatile(topic, topics.encode(topics.candle_message(line.market, line.spec, candle)))
+        self._publisher.added(rows, expiry_s)
+
+    def _commit_of(self, line: Line, done: LineWork) -> LineCommit:
+        return LineCommit(
+            line=line.name,
+            rows=done.rows,
+            snapshot=line.engine.snapshot() if done.rows else None,
+            snapshot_seq=line.next_seq - 1,
+            model=line.model_key,
+            messages=[self._message_of(draft) for draft in done.drafts],
+        )
+
+    def _message_of(self, draft: Draft) -> Message:
+        if draft.receive_time_ns:
+            latency_ns = clock.now_ns() - draft.receive_time_ns
+            draft.context.latency_us = latency_ns // 1000
+            self._metrics.candle_to_signal_seconds.observe(latency_ns / NS_PER_S)
+        return Message(draft.seq, draft.topic, draft.time_ns, draft.identity, topics.encode(draft.context))
+
+    def _account(self, line: Line, done: LineWork) -> None:
+        exchange = line.market.exchange
+        for candle in done.candles:
+            self._metrics.candles_closed_total.labels(exchange, candle.origin).inc()
+        self._metrics.signals_total.labels(exchange, "signal").inc(len(done.drafts))
+        if any(row.seq % PRUNE_EVERY == 0 for row in done.rows):
+            self._store.prune(line.name, keep_from_seq=line.next_seq - self._keep, keep_messages=self._keep)
+
+    async def live(self) -> None:
+        """Publish provisional signals of the markets that moved, at the configured pace, until cancelled."""
+        while True:
+            await asyncio.sleep(self._live_s)
+            for topic, payload in self._pipeline.live():
+                self._publisher.volatile(topic, topics.encode(payload))
+                self._metrics.live_total.labels(payload.exchange).inc()

@@ -1,0 +1,306 @@
+"""One configured feed at work: its markets taken up from the store and the exchange's history, kept live, repaired when trades
+were missed. The shell around `MarketPipeline`; what decides is there.
+"""
+
+import asyncio
+import difflib
+import fnmatch
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+
+from config.load import ConfigError, Problem
+from config.schema import Feed
+from daemon import clock
+from daemon.line import Line
+from daemon.metrics import Metrics
+from daemon.pipeline import MarketPipeline, Pipeline
+from daemon.store import Store
+from feeds.backoff import Backoff
+from feeds.errors import RateLimited, RemoteError, RequestRefused
+from feeds.events import Event, Kline, Malformed, MarketTrade, MarkPrice
+from feeds.exchanges import CODECS
+from feeds.exchanges.base import Codec
+from feeds.history import PAGE_ROWS, History, open_history
+from feeds.market import NS_PER_DAY, CandleSpec, Market
+from feeds.runner import FeedRunner
+from inference.engine import Phase
+
+REPAIR_POLL_S = 0.25
+"""How often holes are looked for; a hole of one candle must be seen twice, as the next event fills most of them."""
+CLOCK_POLL_S = 5.0
+"""How often the exchange's clock is asked while its websocket is away."""
+REFUSED_PAUSE_S = 60.0
+"""How long a market rests after the exchange refused a request of ours for it."""
+SILENT_S = 60.0
+"""A market without any event for this long is stale, whatever its connection says."""
+FUNDING_BEFORE_NS = 2 * NS_PER_DAY
+"""How much older than the fold the funding history begins: enough to know its interval."""
+_T = TypeVar("_T")
+
+
+class Desk:
+    """A feed of the configuration: one exchange, its markets and candle specs. It is the sink of its `FeedRunner`."""
+
+    def __init__(
+        self, number: int, feed: Feed, pipeline: Pipeline, store: Store, metrics: Metrics, moved: Callable[[], None]
+    ) -> None:
+        """Set up; `moved` is called when the pipeline may have work to commit."""
+        self.number, self.feed, self.exchange = number, feed, feed.exchange
+        self.specs = [CandleSpec.parse(text) for text in feed.candles]
+        self.markets: list[MarketPipeline] = []
+        self.live = False
+        """Whether all streams are confirmed."""
+        self.reason = "starting"
+        """Why not."""
+        self.reconnects = 0
+        self._pipeline, self._store, self._metrics, self._moved = pipeline, store, metrics, moved
+        self._codec = CODECS[feed.exchange]
+        self._history: History = open_history(feed.exchange, feed.rest_url)
+        self._log = structlog.get_logger().bind(exchange=feed.exchange)
+        self._backoff = Backoff(clock.rng())
+        self._unreachable = False
+        self._single_holes: dict[str, int] = {}
+        self._rests_until_s: dict[str, float] = {}
+        self._clock_asked_s = 0.0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Take up every market, then listen and repair until cancelled; `stop` closes the connection politely.
+
+        Raises:
+            ConfigError: a symbol that the exchange does not have.
+
+        """
+        try:
+            await self._take_up()
+            runner = FeedRunner(
+                codec_factory=self._new_codec,
+                url=self._new_codec().url(self.feed.ws_url),
+                sink=self,
+                now_ns=clock.now_ns,
+                rng=clock.rng(),
+                log=self._log,
+            )
+            async with asyncio.TaskGroup() as group:
+                group.create_task(runner.run(stop), name=f"feed {self.exchange}")
+                group.create_task(self._keep_whole(stop), name=f"repair {self.exchange}")
+        finally:
+            await self._history.aclose()
+
+    def _new_codec(self) -> Codec:
+        return self._codec([m.market for m in self.markets], {m.market.symbol: self.specs for m in self.markets})
+
+    # ---- taking up
+
+    async def _take_up(self) -> None:
+        markets = await self._insist(self._history.markets)
+        now_ns = await self._insist(self._history.time_ns)
+        for market in self._choose(markets):
+            pipeline = self._pipeline.add(market)
+            pipeline.clock.set(now_ns)
+            lines = [
+                pipeline.add(
+                    spec,
+                    self._pipeline.model,
+                    grace_ns=self._codec.grace_ns,
+                    has_kline=self._codec.has_kline(spec),
+                    by_exchange=self.feed.close == "exchange",
+                )
+                for spec in self.specs
+            ]
+            await self._begin(pipeline, lines, now_ns)
+            self.markets.append(pipeline)
+        self._log.info("markets_taken_up", markets=len(self.markets), candles=self.feed.candles)
+        self.reason = "connecting"
+        self._moved()
+
+    def _choose(self, markets: dict[str, Market]) -> list[Market]:
+        chosen: dict[str, Market] = {}
+        for at, wanted in enumerate(self.feed.symbols):
+            pattern = "*" if wanted == "all" else wanted
+            found = [wanted] if wanted in markets else fnmatch.filter(markets, pattern)
+            if not found:
+                near = difflib.get_close_matches(wanted, markets, n=1)
+                key = f"feeds[{self.number}].symbols[{at}]"
+                raise ConfigError([Problem(key, f"{self.exchange} trades no {wanted}", near[0] if near else None)])
+            chosen.update((symbol, markets[symbol]) for symbol in found)
+        return list(chosen.values())
+
+    async def _begin(self, pipeline: MarketPipeline, lines: list[Line], now_ns: int) -> None:
+        """Bring one market's lines to where the store left them, or to where their folds begin."""
+        earliest_ns = now_ns - NS_PER_DAY
+        for line in lines:
+            if line.spec.by_time:
+                first = line.first_needed(line.spec.seq_at(now_ns), self._store.stream_seq(line.name))
+                earliest_ns = min(earliest_ns, first * line.spec.interval_ns)
+        start_ns = earliest_ns - FUNDING_BEFORE_NS
+        settled = await self._insist(lambda: self._history.funding(pipeline.market, start_ns=start_ns))
+        pipeline.settle_funding(settled, now_ns)
+        for line in lines:
+            self._begin_line(line, now_ns)
+        self._begin_stitch(pipeline, now_ns)
+
+    def _begin_line(self, line: Line, now_ns: int) -> None:
+        stream_seq = self._store.stream_seq(line.name)
+        if not line.spec.by_time:
+            line.begin_events(stream_seq=stream_seq, first_day=now_ns // NS_PER_DAY - 1)
+            return
+        newest_seq = line.spec.seq_at(now_ns)
+        line.begin(
+            newest_seq=newest_seq,
+            stream_seq=stream_seq,
+            journal=self._store.journal(line.name, line.first_needed(newest_seq, stream_seq)),
+            snapshot=self._store.snapshot(line.name, line.model_key),
+        )
+
+    def _begin_stitch(self, pipeline: MarketPipeline, now_ns: int) -> None:
+        starts_ns = [
+            (c.line.next_seq - 1) * c.line.spec.interval_ns
+            if c.line.spec.by_time
+            else (now_ns // NS_PER_DAY - 1) * NS_PER_DAY
+            for c in pipeline.channels.values()
+            if not c.has_kline
+        ]
+        if starts_ns:
+            pipeline.stitch_from(min(starts_ns))
+
+    # ---- the sink of the runner
+
+    def connected(self) -> None:
+        """Note that all streams are confirmed."""
+        self.live, self.reason = True, ""
+        self._clock_asked_s = 0.0
+        for market in self.markets:
+            market.connected()
+
+    def lost(self, reason: str) -> None:
+        """Note the connection's loss."""
+        self.live, self.reason = False, reason
+        self.reconnects += 1
+        self._metrics.gaps_total.labels(self.exchange).inc()
+        for market in self.markets:
+            market.lost()
+
+    def events(self, events: list[Event]) -> None:
+        """Pass market events on and count the rest."""
+        known: list[MarketTrade | MarkPrice | Kline] = []
+        for event in events:
+            if isinstance(event, MarketTrade | MarkPrice | Kline):
+                known.append(event)
+            elif isinstance(event, Malformed):
+                self._metrics.malformed_total.labels(self.exchange, event.kind).inc()
+        self._pipeline.handle(known)
+        self._moved()
+
+    # ---- repair
+
+    async def _insist(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """Ask until the exchange answers; say once that it does not, and once that it does again."""
+        while True:
+            began_s = clock.monotonic_s()
+            try:
+                answer = await ask()
+            except RemoteError as error:
+                if not self._unreachable:
+                    self._log.warning("history_unreachable", reason=str(error))
+                    self._unreachable, self.reason = True, f"history unreachable: {error}"
+                wait_s = self._backoff.delay_s(live_s=0.0, since_attempt_s=clock.monotonic_s() - began_s)
+                await asyncio.sleep(max(wait_s, error.retry_after_s if isinstance(error, RateLimited) else 0.0))
+            else:
+                if self._unreachable:
+                    self._log.info("history_restored")
+                    self._unreachable = False
+                    self._backoff = Backoff(clock.rng())
+                return answer
+
+    async def _keep_whole(self, stop: asyncio.Event) -> None:
+        """Fill holes, bring funding up to date, and keep the exchange's time while its websocket is away."""
+        while not stop.is_set():
+            if not self.live or not self._clock_asked_s:
+                await self._ask_clock()
+            for market in self.markets:
+                if self._rests_until_s.get(market.market.symbol, 0.0) > clock.monotonic_s():
+                    continue
+                try:
+                    await self._repair(market)
+                except RequestRefused as error:
+                    self._log.error("history_refused", market=market.market.symbol, reason=str(error))
+                    self._rests_until_s[market.market.symbol] = clock.monotonic_s() + REFUSED_PAUSE_S
+            try:
+                await asyncio.wait_for(stop.wait(), REPAIR_POLL_S)
+            except TimeoutError:
+                continue
+
+    async def _ask_clock(self) -> None:
+        if clock.monotonic_s() - self._clock_asked_s < CLOCK_POLL_S:
+            return
+        self._clock_asked_s = clock.monotonic_s()
+        now_ns = await self._insist(self._history.time_ns)
+        for market in self.markets:
+            market.clock.set(now_ns)
+
+    async def _repair(self, market: MarketPipeline) -> None:
+        now_ns = market.clock.now_ns
+        if market.funding.asked_at_ns < market.funding.due_ns(now_ns):
+            start_ns = (market.funding.newest_ns or now_ns - FUNDING_BEFORE_NS) + 1
+            settled = await self._insist(lambda: self._history.funding(market.market, start_ns=start_ns))
+            market.settle_funding(settled, now_ns)
+            self._moved()
+        if market.stitch and market.stitch.wants:
+            await self._fetch_trades(market)
+        for channel in market.channels.values():
+            if channel.has_kline:
+                await self._fetch_candles(market, channel.line)
+
+    async def _fetch_candles(self, market: MarketPipeline, line: Line) -> None:
+        hole = line.missing(market.clock.now_ns - self._history.settle_ns)
+        if hole is None:
+            self._single_holes.pop(line.name, None)
+            return
+        if hole[0] == hole[1] and self._single_holes.get(line.name) != hole[0]:
+            self._single_holes[line.name] = hole[0]
+            return
+        was_ready = line.engine.phase is Phase.READY
+        asked_ns = market.clock.now_ns
+        interval_ns = line.spec.interval_ns
+        span = {"start_ns": (hole[0] - 1) * interval_ns, "end_ns": hole[1] * interval_ns}
+        candles = await self._insist(lambda: self._history.candles(market.market, line.spec, **span))
+        line.backfill(candles, hole, asked_ns, by_hand=was_ready)
+        if was_ready and candles:
+            self._metrics.repairs_total.labels(self.exchange).inc()
+            self._log.info("hole_filled", market=line.market.symbol, candles=line.spec.text, rows=len(candles))
+        self._moved()
+
+    async def _fetch_trades(self, market: MarketPipeline) -> None:
+        """Fetch one page; the next round fetches the next."""
+        assert market.stitch is not None
+        while wants := market.stitch.wants:
+            page = await self._insist(
+                lambda: self._history.trades(market.market, start_ns=wants.start_ns, from_id=wants.from_id)  # noqa: B023
+            )
+            market.fill(page, at_end=self.live and len(page) < PAGE_ROWS)
+            self._moved()
+            if len(page) < PAGE_ROWS:
+                return
+
+    # ---- how things stand
+
+    def availability(self, market: MarketPipeline) -> tuple[str, str]:
+        """Say whether a market's signals can be relied on, and why not."""
+        if not self.live:
+            return "stale", self.reason
+        lines = [channel.line for channel in market.channels.values()]
+        final_ns = market.clock.now_ns - self._history.settle_ns
+        for line in lines:
+            if line.engine.phase is not Phase.READY:
+                return "warming", f"{line.spec}: {line.engine.folded} of {line.engine.model.warmup + 1} candles"
+            if line.waits_for_funding:
+                return "tainted", f"{line.spec}: settled funding is not known"
+            if line.spec.by_time and (hole := line.missing(final_ns - line.spec.interval_ns)):
+                return "tainted", f"{line.spec}: {hole[1] - hole[0] + 1} candles missing"
+        if market.stitch and market.stitch.wants:
+            return "tainted", "trades are being fetched"
+        if clock.now_ns() - market.last_event_ns > SILENT_S * 1e9:
+            return "stale", f"no event for {SILENT_S:.0f} s"
+        return "online", ""

@@ -1,0 +1,335 @@
+"""One market's candles of one spec, from closed candle to durable message: the ledger of ordinals. Pure.
+
+A line takes closed candles from wherever they come (trades, the exchange's klines, backfill, the journal), folds them strictly
+in order of their ordinals, and produces exactly one message for each ordinal. A missing ordinal is a hole: what follows waits
+behind it, and `missing` says what to ask the exchange for.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from daemon import topics
+from daemon.topics import Context, Signal, Void
+from feeds.market import NS_PER_S, SEQ_PER_DAY, Candle, CandleSpec, Market, Origin
+from inference.engine import Answer, MarketEngine, Phase
+from inference.funding import FundingBook
+
+VOID_SPACING_NS = 30 * NS_PER_S
+"""Two reads this far apart by the exchange's clock must lack a candle, before it counts as one the exchange does not have."""
+MIN_VALID_NS = NS_PER_S
+"""A signal on an event candle is valid for at least this long."""
+
+
+class Ordinal(msgspec.Struct, frozen=True):
+    """One ordinal of a line: its candle, or None where there is none."""
+
+    seq: int
+    candle: Candle | None
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """A durable message whose context is still to be completed by the shell."""
+
+    seq: int
+    topic: str
+    time_ns: int
+    """Close of the candle, by the exchange."""
+    valid_until_ns: int
+    identity: bytes
+    context: Context
+    receive_time_ns: int
+    """When the event that caused it was received; 0 if it was not received live."""
+
+
+class LineWork(msgspec.Struct):
+    """What a line has done since it was last asked: to be committed in one transaction."""
+
+    rows: list[Ordinal]
+    drafts: list[Draft]
+    candles: list[Candle]
+    """Newly closed candles, for the candle topic; the warm-up's are no news."""
+    repaired: list[int]
+    """Ordinals whose figures differed from the exchange's after their signal; journal and state were repaired."""
+
+
+class Cause(msgspec.Struct, frozen=True):
+    """Why a candle arrives now."""
+
+    event_time_ns: int
+    """The exchange's time of the evidence."""
+    receive_time_ns: int = 0
+    """When the event was received; 0 for what was fetched."""
+    void_reason: str = "exchange_has_no_candle"
+
+
+class Line:
+    """The ledger of one market and spec."""
+
+    def __init__(self, *, base_topic: str, market: Market, spec: CandleSpec, engine: MarketEngine, funding: FundingBook, context: Callable[[], Context]) -> None:
+        """Set up; `context` gives what the market says beside its candles when a message is written."""
+        self.market, self.spec, self.engine, self.funding = market, spec, engine, funding
+        self.key = (market.exchange, market.symbol)
+        self.name = f"{market.exchange}|{market.symbol}|{spec}"
+        self.topic = topics.spec_topic(base_topic, market, spec, "signal")
+        self.next_seq = 0
+        """The ordinal that is folded next; 0 until `begin`."""
+        self.publish_from = 0
+        self.newest_ns = 0
+        """Close of the newest folded candle."""
+        self.waits_for_funding = False
+        model = engine.model
+        self._history: deque[Ordinal] = deque(maxlen=2 * model.epoch + model.warmup)
+        self._waiting: dict[int, tuple[Ordinal, Cause]] = {}
+        self._absent: dict[int, int] = {}
+        self._context = context
+        self._work = LineWork([], [], [], [])
+        self._leading_gap = False
+
+    @property
+    def model_key(self) -> str:
+        """What a snapshot depends on besides the candles."""
+        return f"{self.engine.model.id}/{self.engine.model.policy}"
+
+    # ---- beginning
+
+    def first_needed(self, newest_seq: int, stream_seq: int | None) -> int:
+        """Return the first ordinal of the fold that the next message needs."""
+        after = stream_seq + 1 if stream_seq is not None else newest_seq
+        return self.engine.fold_start(min(max(after, newest_seq - self.engine.model.epoch + 1), newest_seq))
+
+    def begin(self, *, newest_seq: int, stream_seq: int | None, journal: list[Ordinal], snapshot: bytes | None) -> None:
+        """Take up a time line where it was left, or where the fold for its newest closed candle begins.
+
+        `newest_seq`: the newest candle that has closed by the exchange's clock. `stream_seq`: the newest ordinal that has a
+        message. At most one epoch is made up for; what lies before it becomes one gap message.
+        """
+        after = stream_seq + 1 if stream_seq is not None else newest_seq
+        self.publish_from = max(after, newest_seq - self.engine.model.epoch + 1)
+        start = self.first_needed(newest_seq, stream_seq)
+        rows = [row for row in journal if row.seq >= start]
+        contiguous = bool(rows) and rows[0].seq == start and rows[-1].seq - start == len(rows) - 1
+        self.next_seq = start
+        if contiguous:
+            self._replay(rows, snapshot)
+        if self.publish_from > after:
+            self._gap(after, self.publish_from - 1)
+        self._leading_gap = not contiguous
+
+    def _replay(self, rows: list[Ordinal], snapshot: bytes | None) -> None:
+        self.engine.reset()
+        restored = False
+        if snapshot is not None:
+            try:
+                self.engine.restore(snapshot)
+                restored = True
+            except ValueError:
+                self.engine.reset()  # another model or layout wrote it: the journal says the same
+        for row in rows:
+            if not restored:
+                self._advance(row)
+            self._remember(row)
+
+    def begin_events(self, *, stream_seq: int | None, first_day: int) -> None:
+        """Take up an event line: its candles are numbered within the day, so a day is always read from its start."""
+        self.publish_from = stream_seq + 1 if stream_seq is not None else 0
+        self.next_seq = first_day * SEQ_PER_DAY + 1
+
+    # ---- candles
+
+    def offer(self, candle: Candle, cause: Cause) -> None:
+        """Take a closed candle, in any order; fold all that are now contiguous."""
+        if candle.seq >= self.next_seq:
+            self._waiting[candle.seq] = (Ordinal(candle.seq, candle), cause)
+            self.drain(cause)
+
+    def offer_void(self, seq: int, cause: Cause) -> None:
+        """Take the finding that there is no candle `seq`."""
+        if seq >= self.next_seq:
+            self._waiting[seq] = (Ordinal(seq, None), cause)
+            self.drain(cause)
+
+    def drain(self, cause: Cause | None = None) -> None:
+        """Fold every waiting ordinal that is next; those that did not come with `cause` had to wait, and are late."""
+        self._open_day()
+        while waiting := self._waiting.get(self.next_seq):
+            row, arrived = waiting
+            charge = 0.0
+            if row.candle is not None:
+                known = self._charge(row.candle)
+                self.waits_for_funding = known is None
+                if known is None:
+                    return
+                charge = known
+            del self._waiting[self.next_seq]
+            self._fold(row, charge, arrived, late=arrived is not cause or not arrived.receive_time_ns)
+            self._open_day()
+
+    def _open_day(self) -> None:
+        """Event lines: go on with the next day's first candle once it is there."""
+        if self.spec.by_time or not self._waiting or self.next_seq in self._waiting:
+            return
+        first = min(self._waiting)
+        if first % SEQ_PER_DAY == 1 and first > self.next_seq:
+            if first - 1 >= self.publish_from and self.engine.phase is not Phase.COLD:
+                self._void("day", first - 1, first - 1, first // SEQ_PER_DAY * 86_400 * NS_PER_S, "day_begins", "", Cause(0))
+            self.next_seq = first
+
+    def _fold(self, row: Ordinal, charge: float, cause: Cause, *, late: bool) -> None:
+        answer, void_hash = self._advance(row, charge)
+        self._remember(row)
+        self._work.rows.append(row)
+        if row.seq < self.publish_from:
+            return
+        if row.candle is not None:
+            self._work.candles.append(row.candle)
+        if answer is not None and row.candle is not None:
+            self._signal(row.candle, answer, cause, late=late)
+        elif void_hash is not None:
+            close_ns = row.seq * self.spec.interval_ns
+            self._void("void", row.seq, row.seq, close_ns, cause.void_reason, void_hash, cause)
+
+    def _advance(self, row: Ordinal, charge: float | None = None) -> tuple[Answer | None, str | None]:
+        if row.candle is None:
+            return None, self.engine.skip(row.seq)
+        if charge is None:
+            charge = self._charge(row.candle)
+        assert charge is not None, "the funding book is loaded before a line begins"
+        return self.engine.advance(row.candle, charge), None
+
+    def _charge(self, candle: Candle) -> float | None:
+        return self.funding.charge(candle.close_time_ns, self.engine.horizon * self.spec.interval_ns)
+
+    def _remember(self, row: Ordinal) -> None:
+        self._history.append(row)
+        self.next_seq = row.seq + 1
+        if row.candle is not None:
+            self.newest_ns = row.candle.close_time_ns
+
+    def audit(self, official: Candle) -> bool:
+        """Set a folded candle against the exchange's; on a difference repair journal and state. Return whether they agree."""
+        waiting = self._waiting.get(official.seq)
+        if waiting and waiting[0].candle and not waiting[0].candle.same_figures(official):
+            self._waiting[official.seq] = (Ordinal(official.seq, official), waiting[1])
+            return False
+        at = next((i for i, row in enumerate(self._history) if row.seq == official.seq), None)
+        if at is None:
+            return True
+        mine = self._history[at].candle
+        if mine is not None and mine.same_figures(official):
+            return True
+        row = Ordinal(official.seq, msgspec.structs.replace(official, origin=Origin.REPAIRED))
+        self._history[at] = row
+        self._work.rows.append(row)
+        self._work.repaired.append(row.seq)
+        self._refold()
+        return False
+
+    def _refold(self) -> None:
+        start = self.engine.fold_start(self._history[-1].seq)
+        self.engine.reset()
+        for row in self._history:
+            if row.seq >= start:
+                self._advance(row)
+
+    # ---- holes
+
+    def missing(self, final_ns: int) -> tuple[int, int] | None:
+        """Return the first hole (first and last ordinal) among the candles that had closed by `final_ns`.
+
+        `final_ns`: the exchange's time less the time that a row takes to be final.
+        """
+        if not self.next_seq or self.next_seq in self._waiting:
+            return None
+        last = min([seq - 1 for seq in self._waiting] + [self.spec.seq_at(final_ns)])
+        return (self.next_seq, last) if last >= self.next_seq else None
+
+    def backfill(self, candles: list[Candle], asked: tuple[int, int], asked_at_ns: int, *, by_hand: bool) -> None:
+        """Take what the exchange had of the ordinals `asked`; settle what it lacks.
+
+        `by_hand`: the hole was an outage, not the warm-up, so its candles count as repaired.
+        """
+        cause = Cause(asked_at_ns)
+        origin = Origin.REPAIRED if by_hand else Origin.EXCHANGE
+        have = {candle.seq: candle for candle in candles}
+        if self._leading_gap and have and min(have) > self.next_seq:
+            # The exchange's history begins later than the fold would: what is not known is not made up.
+            self.next_seq = min(have)
+        self._leading_gap = self._leading_gap and not have
+        for seq in range(asked[0], max(have, default=asked[0] - 1)):
+            if seq not in have and seq >= self.next_seq:
+                first_ns = self._absent.setdefault(seq, asked_at_ns)
+                if asked_at_ns - first_ns >= VOID_SPACING_NS:
+                    self.offer_void(seq, cause)
+        for seq in sorted(have):
+            self.offer(msgspec.structs.replace(have[seq], origin=origin), cause)
+        self._absent = {seq: ns for seq, ns in self._absent.items() if seq >= self.next_seq}
+
+    # ---- messages
+
+    def take_work(self) -> LineWork:
+        """Hand over what was done, for the shell to commit."""
+        work, self._work = self._work, LineWork([], [], [], [])
+        return work
+
+    def _gap(self, first: int, last: int) -> None:
+        close_ns = last * self.spec.interval_ns if self.spec.by_time else 0
+        self._void("gap", first, last, close_ns, "absent_too_long", "", Cause(close_ns))
+
+    def _identity(self, seq: int, inputs_hash: str) -> dict[str, str | int]:
+        model = self.engine.model
+        return {
+            "id": topics.signal_id(self.market, self.spec, seq, model.id, model.policy, inputs_hash),
+            "seq": seq,
+            "exchange": self.market.exchange,
+            "symbol": self.market.symbol,
+            "spec": self.spec.text,
+            "model": model.id,
+            "policy": model.policy,
+            "inputs_hash": inputs_hash,
+        }
+
+    def _signal(self, candle: Candle, answer: Answer, cause: Cause, *, late: bool) -> None:
+        valid_ns = self.spec.interval_ns or max(MIN_VALID_NS, candle.close_time_ns - candle.open_time_ns)
+        decision = answer.decision
+        payload = Signal(
+            **self._identity(candle.seq, answer.inputs_hash),  # type: ignore[arg-type]
+            **msgspec.structs.asdict(decision),
+            close_time=topics.rfc3339(candle.close_time_ns),
+            valid_until=topics.rfc3339(candle.close_time_ns + valid_ns),
+            horizon_candles=self.engine.horizon,
+            reference_price=candle.close,
+            context=Context(),
+        )
+        self._draft(payload, candle.close_time_ns, valid_ns, cause, origin=candle.origin, late=late)
+
+    def _void(self, kind: str, first: int, last: int, close_ns: int, reason: str, inputs_hash: str, cause: Cause) -> None:
+        payload = Void(
+            kind=kind,  # type: ignore[arg-type]
+            **self._identity(last, inputs_hash),  # type: ignore[arg-type]
+            from_seq=first,
+            to_seq=last,
+            close_time=topics.rfc3339(close_ns),
+            valid_until=topics.rfc3339(close_ns + self.spec.interval_ns),
+            reasons=[reason],
+            context=Context(),
+        )
+        self._draft(payload, close_ns, self.spec.interval_ns, cause, origin=None, late=True)
+
+    def _draft(self, payload: Signal | Void, close_ns: int, valid_ns: int, cause: Cause, *, origin: str | None, late: bool) -> None:
+        context = self._context()
+        context.origin = origin
+        context.event_time = topics.rfc3339(cause.event_time_ns) if cause.event_time_ns else None
+        context.late = late
+        self._work.drafts.append(
+            Draft(
+                seq=payload.seq,
+                topic=self.topic,
+                time_ns=close_ns,
+                valid_until_ns=close_ns + valid_ns,
+                identity=topics.identity_of(payload),
+                context=context,
+                receive_time_ns=0 if late else cause.receive_time_ns,
+            )
+        )

@@ -1,0 +1,241 @@
+"""Events in, effects out: the one function that live and replay share. Pure.
+
+A `MarketPipeline` owns what is known of one market (sequence of trades, the exchange's time, forming candles, ledgers); the
+`Pipeline` routes events to it and collects the work of all lines for the shell to commit and publish.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from daemon import topics
+from daemon.line import Cause, Line, LineWork
+from daemon.topics import Context, Live
+from feeds.closing import Closer
+from feeds.events import FundingSettlement, Kline, MarketEvent, MarketTrade, MarkPrice
+from feeds.market import Candle, CandleSpec, Market, Trade
+from feeds.sequence import ExchangeClock, TradeSequence, Verdict
+from feeds.stitch import Stitch
+from inference.engine import MarketEngine, Model, Peek, Phase, peek
+from inference.funding import FundingBook
+
+
+class Channel:
+    """One spec of a market: what closes its candles, and where they go."""
+
+    def __init__(self, closer: Closer, line: Line, *, has_kline: bool) -> None:
+        self.closer, self.line, self.has_kline = closer, line, has_kline
+
+
+class MarketPipeline:
+    """Everything known of one market."""
+
+    def __init__(self, market: Market, *, base_topic: str) -> None:
+        self.market = market
+        self.clock = ExchangeClock()
+        self.funding = FundingBook()
+        self.channels: dict[str, Channel] = {}
+        self.stitch: Stitch | None = None
+        self.counts: Counter[str] = Counter()
+        """Trades by what became of them, and mismatches; for metrics."""
+        self.mark: MarkPrice | None = None
+        self.last_event_ns = 0
+        """Our clock at the newest event."""
+        self._base_topic = base_topic
+        self._sequence = TradeSequence()
+        self._seen = False
+
+    def add(self, spec: CandleSpec, model: Model, *, grace_ns: int, has_kline: bool, by_exchange: bool) -> Line:
+        """Set up a line for `spec`."""
+        line = Line(
+            base_topic=self._base_topic,
+            market=self.market,
+            spec=spec,
+            engine=MarketEngine(model, self.market, spec),
+            funding=self.funding,
+            context=self._context,
+        )
+        closer = Closer(self.market, spec, grace_ns=grace_ns, has_kline=has_kline, by_exchange=by_exchange)
+        self.channels[spec.text] = Channel(closer, line, has_kline=has_kline)
+        return line
+
+    def stitch_from(self, start_ns: int) -> None:
+        """Feed the channels that have no klines through a stitch that begins at `start_ns`."""
+        self.stitch = Stitch(start_ns)
+        for channel in self.channels.values():
+            if not channel.has_kline:
+                channel.closer.see(start_ns)
+
+    # ---- the connection
+
+    def connected(self) -> None:
+        """Note that the streams are confirmed: from the next event on nothing escapes."""
+        self._seen = True
+
+    def lost(self) -> None:
+        """Note that trades may be missed from now on."""
+        self._seen = False
+        for channel in self.channels.values():
+            channel.closer.doubt()
+        if self.stitch:
+            self.stitch.doubt()
+
+    # ---- events
+
+    def handle(self, event: MarketEvent) -> None:
+        """Take one event of this market."""
+        if isinstance(event, MarketTrade):
+            self.trade(event.trade)
+        elif isinstance(event, MarkPrice):
+            self.last_event_ns = event.receive_time_ns
+            if self.clock.believes("mark", event.event_time_ns):
+                self.mark = event
+                self._time(Cause(event.event_time_ns, event.receive_time_ns))
+        else:
+            self._kline(event)
+
+    def trade(self, trade: Trade) -> None:
+        """Take a trade."""
+        self.last_event_ns = trade.receive_time_ns
+        if not self.clock.believes("trade", trade.event_time_ns):
+            self.counts["future"] += 1
+            return
+        verdict = self._sequence.take(trade)
+        self.counts[verdict] += 1
+        cause = Cause(trade.event_time_ns, trade.receive_time_ns)
+        for channel in self.channels.values():
+            if channel.has_kline and verdict in (Verdict.NEXT, Verdict.GAP):
+                if verdict is Verdict.GAP:
+                    channel.closer.lose()
+                self._offer(channel, channel.closer.trade(trade), cause)
+        if self.stitch:
+            self._stitched(self.stitch.trade(trade), cause)
+
+    def fill(self, page: list[Trade], *, at_end: bool) -> None:
+        """Take a fetched page of trades for the stitch."""
+        assert self.stitch is not None
+        newest_ns = page[-1].event_time_ns if page else self.clock.now_ns
+        self._stitched(self.stitch.fill(page, at_end=at_end), Cause(newest_ns))
+
+    def _stitched(self, trades: Iterable[Trade], cause: Cause) -> None:
+        for trade in trades:
+            for channel in self.channels.values():
+                if not channel.has_kline:
+                    self._offer(channel, channel.closer.trade(trade), cause)
+
+    def _kline(self, event: Kline) -> None:
+        self.last_event_ns = event.receive_time_ns
+        channel = self.channels.get(event.spec.text)
+        if channel is None or not self.clock.believes("kline", event.event_time_ns):
+            return
+        cause = Cause(event.event_time_ns, event.receive_time_ns)
+        if not event.candle.closed:
+            self._time(cause)
+        elif event.candle.seq < channel.line.next_seq:
+            self.audit(channel, event.candle)
+        else:
+            self._offer(channel, channel.closer.kline(event.candle), cause)
+
+    def audit(self, channel: Channel, official: Candle) -> None:
+        """Compare a candle of ours with the exchange's and repair ours where they differ."""
+        if not channel.line.audit(official):
+            self.counts["mismatch"] += 1
+
+    def _time(self, cause: Cause) -> None:
+        for channel in self.channels.values():
+            if self._seen:
+                channel.closer.see(cause.event_time_ns)
+            if channel.has_kline or (self.stitch and self.stitch.wants is None):
+                self._offer(channel, channel.closer.time(cause.event_time_ns), cause)
+
+    def _offer(self, channel: Channel, closed: Sequence[Candle], cause: Cause) -> None:
+        for candle in closed:
+            channel.line.offer(candle, cause)
+
+    def settle_funding(self, settlements: list[FundingSettlement], asked_at_ns: int) -> None:
+        """Bring the funding book up to date and go on with the lines that waited for it."""
+        self.funding.extend([(s.time_ns, s.rate) for s in settlements], asked_at_ns=asked_at_ns)
+        for channel in self.channels.values():
+            channel.line.drain()
+
+    def _context(self) -> Context:
+        mark = self.mark
+        if mark is None:
+            return Context()
+        next_ns = mark.next_funding_time_ns
+        return Context(
+            funding_rate=mark.funding_rate,
+            next_funding_time=topics.rfc3339(next_ns) if next_ns else None,
+            basis=round(mark.mark_price / mark.index_price - 1.0, 8) if mark.index_price else None,
+        )
+
+
+class Pipeline:
+    """All markets of a daemon under one model."""
+
+    def __init__(self, model: Model, *, base_topic: str) -> None:
+        self.model = model
+        self.base_topic = base_topic
+        self.markets: dict[tuple[str, str], MarketPipeline] = {}
+        self._moved: set[tuple[str, str]] = set()
+
+    def add(self, market: Market) -> MarketPipeline:
+        """Set up a market."""
+        pipeline = MarketPipeline(market, base_topic=self.base_topic)
+        self.markets[market.exchange, market.symbol] = pipeline
+        return pipeline
+
+    def handle(self, events: Iterable[MarketEvent]) -> None:
+        """Take market events in the order they were received."""
+        for event in events:
+            key = (event.market.exchange, event.market.symbol)
+            if pipeline := self.markets.get(key):
+                pipeline.handle(event)
+                self._moved.add(key)
+
+    def take_work(self) -> list[tuple[Line, LineWork]]:
+        """Hand over what all lines have done since the last call."""
+        work = []
+        for pipeline in self.markets.values():
+            for channel in pipeline.channels.values():
+                done = channel.line.take_work()
+                if done.rows or done.drafts:
+                    work.append((channel.line, done))
+        return work
+
+    def live(self) -> list[tuple[str, Live]]:
+        """Answer what the signals would be now, for the markets that moved since the last call: topic and payload."""
+        questions, asked = [], []
+        for key in self._moved:
+            pipeline = self.markets[key]
+            for channel in pipeline.channels.values():
+                forming = channel.closer.forming()
+                if forming is None or channel.line.engine.phase is not Phase.READY or forming.seq != channel.line.next_seq:
+                    continue
+                charge = pipeline.funding.charge(forming.close_time_ns, channel.line.engine.horizon * channel.line.spec.interval_ns)
+                questions.append(Peek(channel.line.engine, forming, charge or 0.0))
+                asked.append((pipeline, channel.line, forming))
+        self._moved.clear()
+        return [
+            (topics.spec_topic(self.base_topic, line.market, line.spec, "live"), self._live(pipeline, line, forming, decision))
+            for (pipeline, line, forming), decision in zip(asked, peek(questions), strict=True)
+        ]
+
+    def _live(self, pipeline: MarketPipeline, line: Line, forming: Candle, decision: "topics.Decision") -> Live:
+        return Live(
+            seq=forming.seq,
+            exchange=line.market.exchange,
+            symbol=line.market.symbol,
+            spec=line.spec.text,
+            model=self.model.id,
+            event_time=topics.rfc3339(pipeline.clock.now_ns),
+            close_time=topics.rfc3339(forming.close_time_ns) if line.spec.by_time else None,
+            side=decision.side,
+            p_short=decision.p_short,
+            p_flat=decision.p_flat,
+            p_long=decision.p_long,
+            confidence=decision.confidence,
+            expected_move_bps=decision.expected_move_bps,
+            volatility_bps=decision.volatility_bps,
+            edge_bps=decision.edge_bps,
+            price=forming.close,
+        )

@@ -1,0 +1,189 @@
+"""The shipper: from the outbox to the broker, in order, and the retained topics that say how things stand.
+
+Broker trouble stays in here. The pipeline writes to the outbox and goes on; a connection that is lost is made again with
+capped jittered delays, and everything the broker has not acknowledged is sent again in order. Followers drop
+duplicates by `id`.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import structlog
+
+from daemon.mqtt import BrokerError, Connection, MqttLink
+from daemon.store import OutboxRow, Store
+from daemon.topics import with_context
+from feeds.backoff import Backoff
+
+DRAIN_S = 5.0
+"""How long a graceful stop waits for the broker's acknowledgements."""
+
+
+class Publisher:
+    """One connection to the broker, for writing."""
+
+    def __init__(
+        self,
+        link: MqttLink,
+        store: Store,
+        *,
+        status_topic: str,
+        online: bytes,
+        offline: bytes,
+        stamp: Callable[[], bytes],
+        inflight_max: int,
+        rng: random.Random,
+    ) -> None:
+        """Set up; `stamp` gives the context fields of this very publication, as JSON without braces."""
+        self._link, self._store, self._stamp = link, store, stamp
+        self._status_topic, self._online, self._offline = status_topic, online, offline
+        self._inflight_max = inflight_max
+        self._backoff = Backoff(rng)
+        self._log = structlog.get_logger().bind(broker=link.where)
+        self._retained: dict[str, bytes] = {}
+        self._newest: dict[str, OutboxRow] = {row.topic: row for row in store.newest()}
+        self._expiry: dict[str, int] = {}
+        self._cursor = 0
+        self._inflight = 0
+        self._acknowledged: list[int] = []
+        self._wake = asyncio.Event()
+        self._connection: Connection | None = None
+        self.shipped = 0
+        """Durable messages acknowledged in this life."""
+        self.reconnects = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker can be reached."""
+        return self._connection is not None
+
+    def retain(self, topic: str, payload: bytes) -> None:
+        """Set what a retained topic says, now and after each reconnection."""
+        self._retained[topic] = payload
+        if self._connection:
+            self._connection.submit(topic, payload, qos=1, retain=True)
+
+    def volatile(self, topic: str, payload: bytes, *, qos: int = 0) -> None:
+        """Publish what is worth nothing later; without a broker it is dropped."""
+        if self._connection:
+            self._connection.submit(topic, payload, qos=qos)
+
+    def added(self, rows: list[OutboxRow], expiry_s: dict[str, int]) -> None:
+        """Take note of new rows in the outbox; `expiry_s` is the validity of `last` per signal topic."""
+        for row in rows:
+            self._newest[row.topic] = row
+        self._expiry.update(expiry_s)
+        self._wake.set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Ship until `stop`, then drain and say offline.
+
+        Raises:
+            BrokerRefused: the broker does not take us as we are configured.
+
+        """
+        down = False
+        while not stop.is_set():
+            began_s = asyncio.get_running_loop().time()
+            live_s = 0.0
+            try:
+                async with self._link.connect() as connection:
+                    self._log.info("broker_restored" if down else "broker_connected", outbox=self._store.depth()[0])
+                    down = False
+                    await self._serve(connection, stop)
+                    live_s = asyncio.get_running_loop().time() - began_s
+                    reason = "connection lost"
+            except BrokerError as error:
+                reason = str(error)
+            finally:
+                self._connection = None
+                self._note_acknowledged()
+            if stop.is_set():
+                return
+            if not down:
+                self._log.warning("broker_lost", reason=reason)
+                down = True
+            self.reconnects += 1
+            since_s = asyncio.get_running_loop().time() - began_s
+            await _either(stop, self._backoff.delay_s(live_s=live_s, since_attempt_s=since_s))
+
+    async def _serve(self, connection: Connection, stop: asyncio.Event) -> None:
+        self._cursor = self._inflight = 0
+        connection.submit(self._status_topic, self._online, qos=1, retain=True)
+        for topic, payload in self._retained.items():
+            connection.submit(topic, payload, qos=1, retain=True)
+        for row in self._newest.values():
+            self._last(connection, row)
+        self._connection = connection
+        lost = asyncio.ensure_future(connection.lost.wait())
+        lost.add_done_callback(lambda _: self._wake.set())
+        stopping = asyncio.ensure_future(stop.wait())
+        stopping.add_done_callback(lambda _: self._wake.set())
+        try:
+            while not connection.lost.is_set() and not stop.is_set():
+                self._wake.clear()
+                self._note_acknowledged()
+                self._ship(connection)
+                await self._wake.wait()
+            if stop.is_set() and not connection.lost.is_set():
+                await self._drain(connection)
+        finally:
+            lost.cancel()
+            stopping.cancel()
+
+    def _ship(self, connection: Connection) -> None:
+        """Send what is pending, as far as the window of unacknowledged messages allows."""
+        room = self._inflight_max - self._inflight
+        for row in self._store.pending(self._cursor, room) if room > 0 else []:
+            self._cursor = row.row
+            self._inflight += 1
+            payload = with_context(row.identity, row.context, self._stamp())
+            sent = connection.submit(row.topic, payload, qos=1)
+            sent.add_done_callback(lambda done, number=row.row: self._settled(done, number))  # type: ignore[misc]
+            if self._newest.get(row.topic) == row:
+                self._last(connection, row)
+
+    def _last(self, connection: Connection, row: OutboxRow) -> None:
+        topic = row.topic.removesuffix("signal") + "last"
+        payload = with_context(row.identity, row.context, self._stamp())
+        connection.submit(topic, payload, qos=1, retain=True, expiry_s=self._expiry.get(row.topic))
+
+    def _settled(self, done: "asyncio.Future[None]", row: int) -> None:
+        if done.cancelled() or done.exception() is not None:
+            # A timed-out publish may still be delivered; the connection's end sends everything unacknowledged again.
+            self._wake.set()
+            return
+        self._inflight -= 1
+        self._acknowledged.append(row)
+        self._wake.set()
+
+    def _note_acknowledged(self) -> None:
+        if self._acknowledged:
+            rows, self._acknowledged = self._acknowledged, []
+            self.shipped += len(rows)
+            self._store.acknowledge(rows)
+
+    async def _drain(self, connection: Connection) -> None:
+        """Give the broker a little time for what is left, then take our leave."""
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                while not connection.lost.is_set():
+                    self._wake.clear()
+                    self._note_acknowledged()
+                    self._ship(connection)
+                    if not self._inflight:
+                        break
+                    await self._wake.wait()
+                await connection.publish(self._status_topic, self._offline, qos=1, retain=True)
+        except (TimeoutError, BrokerError) as error:
+            self._log.warning("broker_drain_incomplete", reason=str(error) or "timeout", outbox=self._store.depth()[0])
+
+
+async def _either(stop: asyncio.Event, timeout_s: float) -> None:
+    """Sleep, but not past `stop`."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await stop.wait()
+    except TimeoutError:
+        return

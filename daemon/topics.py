@@ -1,0 +1,299 @@
+"""Topics and payloads: the contract with subscribers. Pure.
+
+Every payload is one JSON object of a type below; JSON Schema and AsyncAPI are generated from these types. Times are RFC 3339
+UTC text with milliseconds.
+"""
+
+import datetime as dt
+import hashlib
+from typing import Any, Literal
+
+import msgspec
+
+from feeds.market import Candle, CandleSpec, Market
+from inference.signals import Confirmation, Side
+
+SCHEMA = "lstmd/1"
+"""Version of the payloads; it changes when a field changes its meaning or goes."""
+
+_ENCODER = msgspec.json.Encoder()
+
+
+class Context(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What is true of this publication only; no part of a signal's identity."""
+
+    event_time: str | None = None
+    """The exchange's time when the candle was closed."""
+    published_at: str | None = None
+    boot_id: str | None = None
+    late: bool = False
+    """Published after the fact: while the market was tainted, or the daemon away."""
+    replayed: bool = False
+    """Sent again on request."""
+    latency_us: int | None = None
+    """From the receipt of the closing event to the decision, by our clock."""
+    origin: str | None = None
+    """Where the candle's figures come from: trades, exchange or repaired."""
+    funding_rate: float | None = None
+    """The exchange's predicted rate of the next settlement."""
+    next_funding_time: str | None = None
+    basis: float | None = None
+    """Mark over index price, less one."""
+
+
+class Signal(msgspec.Struct, kw_only=True):
+    """The decision on one closed candle."""
+
+    schema: str = SCHEMA
+    kind: Literal["signal"] = "signal"
+    id: str
+    seq: int
+    exchange: str
+    symbol: str
+    spec: str
+    model: str
+    policy: str
+    inputs_hash: str
+    close_time: str
+    valid_until: str
+    side: Side
+    p_short: float
+    p_flat: float
+    p_long: float
+    confidence: float
+    expected_move_bps: float
+    volatility_bps: float
+    edge_bps: float
+    horizon_candles: int
+    reference_price: float
+    stop_bps: float
+    max_leverage: float
+    confirmations: list[Confirmation]
+    state: Literal["ready"] = "ready"
+    reasons: list[str]
+    context: Context
+
+
+class Void(msgspec.Struct, kw_only=True):
+    """An ordinal without a signal: the exchange has no such candle (`void`), an absence was too long to make up for
+    (`gap`, the ordinals `from_seq` to `to_seq`), or the day of event candles begins (`day`).
+    """  # noqa: D205
+
+    schema: str = SCHEMA
+    kind: Literal["void", "gap", "day"]
+    id: str
+    seq: int
+    exchange: str
+    symbol: str
+    spec: str
+    model: str
+    policy: str
+    inputs_hash: str
+    close_time: str
+    valid_until: str
+    from_seq: int
+    to_seq: int
+    state: Literal["void"] = "void"
+    reasons: list[str]
+    context: Context
+
+
+class Live(msgspec.Struct, kw_only=True):
+    """What the signal would be if the forming candle closed now; provisional, and gone with the next."""
+
+    schema: str = SCHEMA
+    kind: Literal["live"] = "live"
+    closed: Literal[False] = False
+    seq: int
+    exchange: str
+    symbol: str
+    spec: str
+    model: str
+    event_time: str
+    close_time: str | None
+    """When the candle will close; null for candles that do not close by time."""
+    side: Side
+    p_short: float
+    p_flat: float
+    p_long: float
+    confidence: float
+    expected_move_bps: float
+    volatility_bps: float
+    edge_bps: float
+    price: float
+
+
+class CandleMessage(msgspec.Struct, kw_only=True):
+    """A closed candle."""
+
+    schema: str = SCHEMA
+    exchange: str
+    symbol: str
+    spec: str
+    open_time: str
+    close_time: str
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+    trades: int
+    origin: str
+    closed: bool
+
+
+class Status(msgspec.Struct, kw_only=True):
+    """Whether the daemon is connected to the broker; the last will says offline."""
+
+    schema: str = SCHEMA
+    state: Literal["online", "offline"]
+    boot_id: str
+
+
+class Availability(msgspec.Struct, kw_only=True):
+    """Whether a market's signals can be relied on; combine it with `Status`."""
+
+    schema: str = SCHEMA
+    exchange: str
+    symbol: str
+    state: Literal["online", "warming", "tainted", "stale", "offline"]
+    reason: str
+    since: str
+
+
+class Info(msgspec.Struct, kw_only=True):
+    """What runs."""
+
+    schema: str = SCHEMA
+    version: str
+    boot_id: str
+    started_at: str
+    config_hash: str
+    model: str
+    policy: str
+    markets: list[dict[str, str]]
+
+
+class Health(msgspec.Struct, kw_only=True):
+    """How it runs, every ten seconds."""
+
+    schema: str = SCHEMA
+    uptime_s: float
+    rss_bytes: int
+    outbox_depth: int
+    outbox_age_s: float
+    loop_lag_ms: float
+    feeds: dict[str, dict[str, float | int | str | None]]
+
+
+class Request(msgspec.Struct, kw_only=True):
+    """A question on ``request/{command}``; `transaction` comes back unchanged."""
+
+    transaction: str | int | None = None
+    topic: str | None = None
+    """`replay`: the signal topic to send again."""
+    from_seq: int | None = None
+    level: str | None = None
+    """`log_level`: the new level."""
+
+
+class Response(msgspec.Struct, kw_only=True):
+    """The answer on ``response/{command}``."""
+
+    schema: str = SCHEMA
+    transaction: str | int | None
+    ok: bool
+    error: str | None = None
+    data: dict[str, Any] = {}
+
+
+class HummingbotSignal(msgspec.Struct, kw_only=True):
+    """What hummingbot's ai_livestream controller reads."""
+
+    id: str
+    trading_pair: str
+    probabilities: tuple[float, float, float]
+    timestamp: int
+    target_pct: float
+
+
+PAYLOADS: dict[str, type[msgspec.Struct]] = {
+    "status": Status,
+    "info": Info,
+    "health": Health,
+    "{exchange}/{market}/availability": Availability,
+    "{exchange}/{market}/{spec}/signal": Signal,
+    "{exchange}/{market}/{spec}/last": Signal,
+    "{exchange}/{market}/{spec}/live": Live,
+    "{exchange}/{market}/{spec}/candle": CandleMessage,
+    "request/{command}": Request,
+    "response/{command}": Response,
+}
+"""Payload type per topic under the base topic. A signal or last topic also carries `Void`."""
+
+
+def encode(payload: msgspec.Struct) -> bytes:
+    """Write a payload as JSON, fields in the order of the type."""
+    return _ENCODER.encode(payload)
+
+
+def market_topic(base: str, market: Market, leaf: str) -> str:
+    """Name a topic of a market: ``lstmd/binance/BTC-USDT-PERP/availability``."""
+    return f"{base}/{market.exchange}/{market.slug}/{leaf}"
+
+
+def spec_topic(base: str, market: Market, spec: CandleSpec, leaf: str) -> str:
+    """Name a topic of a market's candles: ``lstmd/binance/BTC-USDT-PERP/1m/signal``."""
+    return f"{base}/{market.exchange}/{market.slug}/{spec}/{leaf}"
+
+
+def rfc3339(time_ns: int) -> str:
+    """Write a time as UTC text with milliseconds, cut not rounded: ``2024-10-18T10:01:00.000Z``."""
+    seconds, rest = divmod(time_ns, 1_000_000_000)
+    stamp = dt.datetime.fromtimestamp(seconds, dt.UTC)
+    return f"{stamp:%Y-%m-%dT%H:%M:%S}.{rest // 1_000_000:03d}Z"
+
+
+def signal_id(market: Market, spec: CandleSpec, seq: int, model: str, policy: str, inputs_hash: str) -> str:
+    """Derive a signal's id from all that decides its bytes."""
+    parts = (market.exchange, market.symbol, spec.text, str(seq), model, policy, inputs_hash)
+    return hashlib.blake2b("|".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def candle_message(market: Market, spec: CandleSpec, candle: Candle) -> CandleMessage:
+    """Dress a candle for its topic."""
+    return CandleMessage(
+        exchange=market.exchange,
+        symbol=market.symbol,
+        spec=spec.text,
+        open_time=rfc3339(candle.open_time_ns),
+        close_time=rfc3339(candle.close_time_ns),
+        open=candle.open,
+        high=candle.high,
+        low=candle.low,
+        close=candle.close,
+        volume=candle.volume,
+        trades=candle.trades,
+        origin=candle.origin,
+        closed=candle.closed,
+    )
+
+
+def with_context(identity: bytes, context: bytes, stamp: bytes = b"") -> bytes:
+    """Join a stored identity and context (JSON objects) with this publication's own fields (JSON members)."""
+    if stamp:
+        context = context[:-1] + (b"," if len(context) > 2 else b"") + stamp + b"}"
+    return identity[:-1] + b',"context":' + context + b"}"
+
+
+def identity_of(payload: Signal | Void) -> bytes:
+    """Write every field but `context`, which is what must never change for an id."""
+    raw = msgspec.to_builtins(payload)
+    del raw["context"]
+    return _ENCODER.encode(raw)
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """Return the JSON Schema of each payload type by its name."""
+    types = {**{t.__name__: t for t in PAYLOADS.values()}, "Void": Void, "HummingbotSignal": HummingbotSignal}
+    return {name: msgspec.json.schema(kind) for name, kind in types.items()}

@@ -1,0 +1,114 @@
+"""When a candle has closed, and with which figures: the exchange's evidence only, never our timer.
+
+Evidence, strongest first:
+
+1. A trade at or past the close, in unbroken order of ids: nothing of the candle can still be under way.
+2. The exchange's own closed kline. Equal to ours, it closes the candle; where trades were missed, it is the candle. Where ours is
+   whole and yet differs, trades may still be on their way on the other stream: wait for 1 or 3, then the exchange's figures
+   stand and the mismatch is counted.
+3. Two events of other streams (mark price, forming kline), both `grace` past the close: for a quiet market.
+
+Pure. One `Closer` per market and candle spec.
+"""
+
+from feeds.candles import EventCandles, TimeCandles, candle_builder
+from feeds.market import NS_PER_S, Candle, CandleSpec, Market, Trade
+
+KLINE_PATIENCE_NS = 10 * NS_PER_S
+"""Where the exchange sends closed klines, evidence 3 waits this long for one."""
+
+
+class Closer:
+    """Turn trades, klines and times of one market into closed candles of one spec, in order."""
+
+    def __init__(self, market: Market, spec: CandleSpec, *, grace_ns: int, has_kline: bool, by_exchange: bool) -> None:
+        """Set up; `by_exchange` waits for the exchange's own kline at every close."""
+        self.spec = spec
+        self.by_exchange = by_exchange and has_kline
+        self.mismatches = 0
+        """Candles whose own figures differed from the exchange's before they were closed."""
+        self._grace_ns = max(grace_ns, KLINE_PATIENCE_NS) if has_kline else grace_ns
+        self._builder: TimeCandles | EventCandles = candle_builder(
+            spec, price_decimals=market.price_decimals, size_decimals=market.size_decimals
+        )
+        self._official: dict[int, Candle] = {}
+        self._unsure = False
+        self._armed = 0
+
+    @property
+    def frontier(self) -> int:
+        """Ordinal of the forming time candle: every one below it has closed, known to us or not."""
+        return self._builder.frontier if isinstance(self._builder, TimeCandles) else 0
+
+    @property
+    def late(self) -> int:
+        """Trades that came after their candle had closed."""
+        return self._builder.late if isinstance(self._builder, TimeCandles) else 0
+
+    def forming(self) -> Candle | None:
+        """Read the forming candle, as far as it was seen."""
+        return self._builder.forming()
+
+    def see(self, time_ns: int) -> None:
+        """Declare that no trade at or after `time_ns` escapes us."""
+        if isinstance(self._builder, TimeCandles):
+            self._builder.see(time_ns)
+
+    def doubt(self) -> None:
+        """Declare the connection lost: the next trade's id will tell whether any was missed."""
+        self._unsure = True
+
+    def lose(self) -> None:
+        """Declare that trades were missed."""
+        self._unsure = False
+        if isinstance(self._builder, TimeCandles):
+            self._builder.lose()
+
+    def trade(self, trade: Trade) -> list[Candle]:
+        """Take the next trade, its order proven by its id; return what it closes."""
+        self._unsure = False
+        closed = self._builder.add(trade)
+        return self._settle(closed) if closed or self._official else closed
+
+    def time(self, time_ns: int) -> list[Candle]:
+        """Take the time of another stream's event; return what it closes."""
+        if not isinstance(self._builder, TimeCandles):
+            return self._builder.close_until(time_ns - self._grace_ns)
+        frontier = self._builder.frontier
+        if time_ns < frontier * self.spec.interval_ns + self._grace_ns:
+            return []
+        if self._armed != frontier and frontier:
+            self._armed = frontier
+            return []
+        return self._close_until(self._builder, time_ns - self._grace_ns)
+
+    def kline(self, official: Candle) -> list[Candle]:
+        """Take the exchange's own closed candle; return what it closes.
+
+        The caller compares candles below the frontier that are already its own; here they fill what was missed.
+        """
+        builder = self._builder
+        assert isinstance(builder, TimeCandles)
+        closed = [] if builder.frontier >= official.seq else self._close_until(builder, official.open_time_ns)
+        if builder.frontier > official.seq:
+            return [*closed, official]
+        self._official[official.seq] = official
+        own = builder.forming()
+        if own and builder.complete and not (self._unsure or self.by_exchange or own.same_figures(official)):
+            return closed
+        builder.carry(official.close)
+        return closed + self._close_until(builder, official.close_time_ns)
+
+    def _close_until(self, builder: TimeCandles, time_ns: int) -> list[Candle]:
+        return self._settle(builder.close_until(time_ns))
+
+    def _settle(self, closed: list[Candle]) -> list[Candle]:
+        """Set our closed candles against the exchange's where those came first."""
+        settled = {} if self.by_exchange or self._unsure else {own.seq: own for own in closed}
+        own_by_seq = {own.seq: own for own in closed}
+        for seq in [seq for seq in self._official if seq < self.frontier]:
+            official, own = self._official.pop(seq), own_by_seq.get(seq)
+            same = own is not None and own.same_figures(official)
+            settled[seq] = own if same and own else official
+            self.mismatches += own is not None and not same and not self._unsure
+        return [settled[seq] for seq in sorted(settled)]

@@ -1,0 +1,7 @@
+"""An exchange on loopback: Binance USDⓈ-M futures over recorded or invented tapes, on a clock of its own speed."""
+
+from feeds.emulator.server import Emulator, serve
+from feeds.emulator.sources import tape_from
+from feeds.emulator.tape import Tape
+
+__all__ = ["Emulator", "Tape", "serve", "tape_from"]

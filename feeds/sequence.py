@@ -1,0 +1,86 @@
+"""Which trade comes next: duplicates, gaps and order by the exchange's trade ids, and whose time to believe.
+
+Pure. One `TradeSequence` per market, one `ExchangeClock` per market.
+"""
+
+from enum import StrEnum
+
+from feeds.market import NS_PER_S, Trade
+
+
+class Verdict(StrEnum):
+    """What a trade is to the sequence."""
+
+    NEXT = "next"
+    """It follows the newest trade directly, or is the first."""
+    GAP = "gap"
+    """Trades before it are missing."""
+    DUPLICATE = "duplicate"
+    """It has been seen; drop it."""
+    PAST = "past"
+    """Its id is new but its time lies before trades already taken; drop it."""
+
+
+class TradeSequence:
+    """Follow contiguous trade ids.
+
+    A rejected trade (`DUPLICATE`, `PAST`) does not move the sequence, so one bad frame can at worst make the next
+    good one a `GAP`, which is repaired from the exchange; it can never hide real trades.
+    """
+
+    PAST_TOLERANCE_NS = NS_PER_S
+    """Executions inside one matching burst may carry times a few ms out of order; more than this is another matter."""
+
+    def __init__(self) -> None:
+        self.last_id: int | None = None
+        self.last_time_ns = 0
+
+    def take(self, trade: Trade) -> Verdict:
+        """Judge `trade` and, unless it is rejected, make it the newest."""
+        verdict = self._judge(trade)
+        if verdict is Verdict.NEXT or verdict is Verdict.GAP:
+            self.last_id = trade.id
+            self.last_time_ns = max(self.last_time_ns, trade.event_time_ns)
+        return verdict
+
+    def _judge(self, trade: Trade) -> Verdict:
+        if self.last_id is None:
+            return Verdict.NEXT
+        if trade.id <= self.last_id:
+            # An id that runs backwards while time runs on means that the newest id was bogus, or that the exchange has
+            # numbered afresh. Either way trades may be missing.
+            return Verdict.GAP if trade.event_time_ns > self.last_time_ns else Verdict.DUPLICATE
+        if trade.event_time_ns < self.last_time_ns - self.PAST_TOLERANCE_NS:
+            return Verdict.PAST
+        return Verdict.NEXT if trade.id == self.last_id + 1 else Verdict.GAP
+
+
+class ExchangeClock:
+    """The exchange's time as its events tell it, for one market.
+
+    A source alone may move the time by at most `JUMP_NS`; a larger jump counts once a second source agrees. So a single
+    wrong timestamp closes no candle.
+    """
+
+    JUMP_NS = 60 * NS_PER_S
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+        self._claims: dict[str, int] = {}
+
+    def set(self, time_ns: int) -> None:
+        """Take the time of the exchange's own clock endpoint, forward only."""
+        self.now_ns = max(self.now_ns, time_ns)
+
+    def believes(self, source: str, time_ns: int) -> bool:
+        """Tell whether an event of `source` at `time_ns` is plausible, and move the clock if so."""
+        if time_ns <= self.now_ns + self.JUMP_NS:
+            if time_ns > self.now_ns:
+                self.now_ns = time_ns
+            return True
+        self._claims[source] = time_ns
+        if any(s != source and claim >= time_ns - self.JUMP_NS for s, claim in self._claims.items()):
+            self._claims.clear()
+            self.now_ns = time_ns
+            return True
+        return False

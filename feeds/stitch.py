@@ -1,0 +1,78 @@
+"""Hand trades over without a break: fetch what was missed, then go on with what came meanwhile.
+
+For candles that the exchange has no klines of (sub-minute and event candles), a missed trade can only be repaired by that
+trade. While a gap is open, live trades wait in a bounded buffer; the caller asks the exchange for pages from `wants`.
+
+Pure. One `Stitch` per market.
+"""
+
+from collections import deque
+
+import msgspec
+
+from feeds.market import Trade
+from feeds.sequence import TradeSequence, Verdict
+
+BUFFER_MAX = 200_000
+"""Live trades that wait while a gap is filled; past it they are let go and fetched like the rest."""
+
+
+class Wants(msgspec.Struct, frozen=True):
+    """The next page to fetch: from an id, or from a time where no id is known yet."""
+
+    from_id: int | None
+    start_ns: int | None
+
+
+class Stitch:
+    """One market's trades in unbroken order."""
+
+    def __init__(self, start_ns: int) -> None:
+        """Begin with the first trade at or after `start_ns`."""
+        self.wants: Wants | None = Wants(None, start_ns)
+        self._sequence = TradeSequence()
+        self._buffer: deque[Trade] = deque()
+
+    def trade(self, trade: Trade) -> list[Trade]:
+        """Take a live trade; return the trades that are next in order."""
+        if self.wants is None:
+            last_id = self._sequence.last_id
+            verdict = self._sequence.take(trade)
+            if verdict is Verdict.NEXT:
+                return [trade]
+            if verdict is not Verdict.GAP or last_id is None:
+                return []
+            self._reopen(last_id)
+            self._buffer.appendleft(trade)
+            return []
+        if len(self._buffer) >= BUFFER_MAX:
+            self._buffer.clear()
+        self._buffer.append(trade)
+        return []
+
+    def doubt(self) -> None:
+        """Declare the connection lost: what follows the newest trade is to be fetched."""
+        self._buffer.clear()
+        if self.wants is None and self._sequence.last_id is not None:
+            self._reopen(self._sequence.last_id)
+
+    def _reopen(self, last_id: int) -> None:
+        self._sequence.last_id = last_id
+        self.wants = Wants(last_id + 1, None)
+
+    def fill(self, page: list[Trade], *, at_end: bool) -> list[Trade]:
+        """Take a fetched page; return the trades that are next in order, live ones included once they join.
+
+        `at_end`: the exchange had nothing newer, and live trades are being received.
+        """
+        out = [trade for trade in page if self._sequence.take(trade) in (Verdict.NEXT, Verdict.GAP)]
+        last_id = self._sequence.last_id
+        joined = bool(self._buffer) and last_id is not None and self._buffer[0].id <= last_id + 1
+        if not joined and not (at_end and not self._buffer):
+            if last_id is not None:
+                self.wants = Wants(last_id + 1, None)
+            return out
+        self.wants = None
+        while self._buffer and self.wants is None:
+            out += self.trade(self._buffer.popleft())
+        return out

@@ -1,0 +1,241 @@
+"""One market's model: folds closed candles, decides, peeks, and changes over between epochs.
+
+The state a candle sees is defined, not accumulated. Epoch = floor(seq / E). The state for a candle is the fold over the
+market's candles from W before its epoch's first ordinal (or from the market's first candle, where the listing proves that
+there was none before). During the last W candles of an epoch a second fold is advanced beside the first and takes over at
+the boundary. So the signal for a candle does not depend on when the daemon was started.
+
+Event candles have the UTC day for an epoch; its fold begins with the last W candles of the day before.
+
+Pure: no clock, no files.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from feeds.market import SEQ_PER_DAY, Candle, CandleSpec, Market
+from inference import lstm
+from inference.artifact import Artifact
+from inference.features import INDICATORS, N_FEATURES, N_INDICATORS, update
+from inference.signals import Decision, Outlook, Rules, Side, confirm, decide
+from inference.state import Fold
+
+_SNAPSHOT = 1
+"""Version of the snapshot's layout."""
+
+
+class Phase(StrEnum):
+    """How far a market's model is."""
+
+    COLD = "cold"
+    WARMING = "warming"
+    READY = "ready"
+
+
+class Answer(NamedTuple):
+    """A decision and the hash of all that went into it."""
+
+    decision: Decision
+    inputs_hash: str
+
+
+class Model:
+    """An artifact with the operator's rules: what all markets of a daemon share."""
+
+    def __init__(self, artifact: Artifact, rules: Rules) -> None:
+        manifest = artifact.manifest
+        self.artifact, self.rules, self.weights = artifact, rules, artifact.weights
+        self.id = artifact.model_id
+        self.warmup, self.epoch = manifest.warmup, manifest.epoch
+        weights = self.weights
+        self.shape = (weights.members, weights.layers, weights.hidden)
+        decisive = (rules, manifest.barrier_width, manifest.signal_horizon, manifest.calibration)
+        self.policy = hashlib.blake2b(msgspec.json.encode(decisive, order="deterministic"), digest_size=8).hexdigest()
+
+    def horizon(self, spec: CandleSpec) -> int:
+        """Candles ahead that a signal of `spec` speaks of."""
+        return self.artifact.manifest.signal_horizon[spec.text]
+
+
+class MarketEngine:
+    """The model's state for one market and candle spec."""
+
+    def __init__(self, model: Model, market: Market, spec: CandleSpec) -> None:
+        self.model, self.market, self.spec = model, market, spec
+        self.horizon = model.horizon(spec)
+        self._identity = f"{market.exchange}|{market.symbol}|{spec}|".encode()
+        listed_ns = market.listed_at_ns
+        self._first_seq = 0 if listed_ns is None or not spec.by_time else spec.seq_at(listed_ns) + 1
+        self._epoch_number = -1
+        self._current: Fold | None = None
+        self._following: Fold | None = None
+        self._tail: deque[tuple[Candle, float]] = deque(maxlen=0 if spec.by_time else model.warmup)
+        self._x = np.zeros((1, N_FEATURES), np.float32)
+        self._raw = np.zeros(N_INDICATORS)
+        self._y = model.weights.answers(1)
+
+    def fold_start(self, seq: int) -> int:
+        """Ordinal at which the fold for time candle `seq` begins."""
+        return self._start_of(seq // self.model.epoch)
+
+    def _start_of(self, epoch: int) -> int:
+        return max(epoch * self.model.epoch - self.model.warmup, self._first_seq)
+
+    @property
+    def phase(self) -> Phase:
+        """Cold before the fold began, warming until W candles are behind it, then ready."""
+        if self._current is None:
+            return Phase.COLD
+        return Phase.READY if self._current.folded > self.model.warmup else Phase.WARMING
+
+    @property
+    def folded(self) -> int:
+        """Candles behind the present state."""
+        return self._current.folded if self._current else 0
+
+    def reset(self) -> None:
+        """Forget everything; the next candle begins a fold where one may begin."""
+        self._epoch_number, self._current, self._following = -1, None, None
+        self._tail.clear()
+
+    def advance(self, candle: Candle, funding: float) -> Answer | None:
+        """Fold a closed candle; return what it decides once the model is ready.
+
+        `funding`: what a long pays within the horizon, as a fraction. Candles must come in order of `seq`, voids through
+        `skip`.
+        """
+        self._turn(candle.seq)
+        if self._tail.maxlen:
+            self._tail.append((candle, funding))
+        if self._following is not None:
+            self._fold(self._following, candle, funding)
+        if self._current is None:
+            return None
+        decision = self._fold(self._current, candle, funding)
+        return Answer(decision, self._current.inputs_hash) if self.phase is Phase.READY else None
+
+    def skip(self, seq: int) -> str | None:
+        """Fold the fact that the exchange has no candle `seq`; return the inputs hash once ready."""
+        self._turn(seq)
+        for fold in (self._following, self._current):
+            if fold is not None:
+                fold.link_void(seq)
+        return self._current.inputs_hash if self._current and self.phase is Phase.READY else None
+
+    def _turn(self, seq: int) -> None:
+        """Change over at an epoch's boundary, and begin the folds that begin at `seq`."""
+        if not self.spec.by_time:
+            return self._turn_day(seq)
+        epoch = seq // self.model.epoch
+        if epoch != self._epoch_number:
+            self._epoch_number, self._current, self._following = epoch, self._following, None
+        if self._current is None and seq == self._start_of(epoch):
+            self._current = self._begin(seq)
+        if self._following is None and seq == self._start_of(epoch + 1):
+            self._following = self._begin(seq)
+        return None
+
+    def _turn_day(self, seq: int) -> None:
+        day = seq // SEQ_PER_DAY
+        if day == self._epoch_number:
+            return
+        known, self._epoch_number = self._epoch_number, day
+        tail = list(self._tail) if known == day - 1 else []
+        self._current = self._begin(tail[0][0].seq if tail else seq)
+        for candle, funding in tail:
+            self._fold(self._current, candle, funding)
+
+    def _begin(self, seq: int) -> Fold:
+        return Fold(seq, self.model.shape, self._identity)
+
+    def _fold(self, fold: Fold, candle: Candle, funding: float) -> Decision:
+        self._features(fold.features, candle)
+        lstm.step(self.model.weights, self._x, fold.h[None], fold.c[None], self._y)
+        fold.link(candle, funding)
+        decision = self._decide(self._y, self._x[0], self._raw, fold.side, funding)
+        fold.side = decision.side
+        return decision
+
+    def _features(self, state: "np.ndarray[tuple[int], np.dtype[np.float64]]", candle: Candle) -> None:
+        interval_ns = self.spec.interval_ns or max(1, candle.close_time_ns - candle.open_time_ns)
+        c = candle
+        update(state, c.open, c.high, c.low, c.close, c.volume, c.close_time_ns, interval_ns, self._x[0], self._raw)
+
+    def _decide(self, y: lstm.F32, x: lstm.F32, raw: "np.ndarray[tuple[int], np.dtype[np.float64]]", held: Side, funding: float) -> Decision:
+        expected = self.model.artifact.expect(y, self.horizon)
+        named = dict(zip(INDICATORS, raw.tolist(), strict=True))
+        scale_bps = 1e4 * named["sigma"] * self.horizon**0.5
+        outlook = Outlook(
+            p_touch=expected.p_touch,
+            p_up=expected.p_up,
+            barrier_bps=self.model.artifact.manifest.barrier_width * scale_bps,
+            volatility_bps=scale_bps * expected.volatility_ratio,
+            in_range=self.model.artifact.in_range(x),
+        )
+        trend = named["ema_fast"] / named["ema_slow"] - 1.0
+        confirmations = confirm(
+            rsi=named["rsi"], macd_hist=named["macd_hist"], adx=named["adx"], percent_b=named["percent_b"], trend=trend
+        )
+        return decide(outlook, held=held, funding=funding, rules=self.model.rules, confirmations=confirmations)
+
+    def snapshot(self) -> bytes:
+        """Write the whole state down, exactly."""
+        folds = [fold.pack() if fold else None for fold in (self._current, self._following)]
+        tail = [(msgspec.to_builtins(candle), funding) for candle, funding in self._tail]
+        return msgspec.msgpack.encode((_SNAPSHOT, self._epoch_number, folds, tail))
+
+    def restore(self, snapshot: bytes) -> None:
+        """Read back what `snapshot` wrote.
+
+        Raises:
+            ValueError: it is damaged, or of another layout or model size; refold the journal instead.
+
+        """
+        try:
+            version, epoch, folds, tail = msgspec.msgpack.decode(snapshot, type=tuple[int, int, list[dict[str, object] | None], list[tuple[Candle, float]]])
+        except msgspec.DecodeError as error:
+            raise ValueError(f"the snapshot cannot be read: {error}") from error
+        if version != _SNAPSHOT:
+            raise ValueError(f"the snapshot has layout {version}, this is {_SNAPSHOT}")
+        current, following = (Fold.unpack(raw, self.model.shape) if raw else None for raw in folds)
+        self._epoch_number, self._current, self._following = epoch, current, following
+        self._tail.extend(tail)
+
+
+class Peek(NamedTuple):
+    """One question to `peek`: what would be said if this forming candle closed now."""
+
+    engine: MarketEngine
+    candle: Candle
+    funding: float
+
+
+def peek(questions: Sequence[Peek]) -> list[Decision]:
+    """Answer for many markets of one model in a single batch, leaving every state as it is.
+
+    Every engine must be ready.
+    """
+    if not questions:
+        return []
+    weights = questions[0].engine.model.weights
+    size = len(questions)
+    x, raw = np.empty((size, N_FEATURES), np.float32), np.empty((size, N_INDICATORS))
+    h, c, y = weights.zeros(size), weights.zeros(size), weights.answers(size)
+    folds = []
+    for i, (engine, candle, _) in enumerate(questions):
+        fold = engine._current  # noqa: SLF001
+        assert fold is not None
+        engine._features(fold.features.copy(), candle)  # noqa: SLF001
+        x[i], raw[i], h[i], c[i] = engine._x[0], engine._raw, fold.h, fold.c  # noqa: SLF001
+        folds.append(fold)
+    lstm.peek(weights, x, h, c, y)
+    return [
+        q.engine._decide(y[i : i + 1], x[i], raw[i], fold.side, q.funding)  # noqa: SLF001
+        for i, (q, fold) in enumerate(zip(questions, folds, strict=True))
+    ]

@@ -1,0 +1,64 @@
+"""What funding a position opened at a candle's close would pay within the horizon, from settled rates only.
+
+Pure. The exchange's *predicted* rate moves every second and is not in any history, so it never decides a durable signal;
+the last settled rate, published before the candle closed, does.
+"""
+
+import bisect
+
+_HOUR_NS = 3_600_000_000_000
+_DEFAULT_INTERVAL_NS = 8 * _HOUR_NS
+
+
+class FundingBook:
+    """Settled funding of one market, oldest first."""
+
+    KNOWN_AFTER_NS = 60_000_000_000
+    """A settlement counts from this long after it took place, so that everyone has had the time to read it."""
+
+    def __init__(self) -> None:
+        self._times_ns: list[int] = []
+        self._rates: list[float] = []
+        self.asked_at_ns = 0
+        """The exchange's time at which the book was last brought up to date."""
+
+    @property
+    def newest_ns(self) -> int:
+        """Time of the newest settlement; 0 where there is none."""
+        return self._times_ns[-1] if self._times_ns else 0
+
+    def extend(self, settlements: list[tuple[int, float]], *, asked_at_ns: int) -> None:
+        """Add settlements ``(time_ns, rate)``, oldest first; those already known are passed over."""
+        for time_ns, rate in settlements:
+            if time_ns > self.newest_ns:
+                self._times_ns.append(time_ns)
+                self._rates.append(rate)
+        self.asked_at_ns = max(self.asked_at_ns, asked_at_ns)
+
+    def due_ns(self, close_ns: int) -> int:
+        """Say from when on the book must have been asked to judge a candle that closes at `close_ns`.
+
+        Exchanges settle on whole hours only.
+        """
+        known_ns = close_ns - self.KNOWN_AFTER_NS
+        return known_ns - known_ns % _HOUR_NS + self.KNOWN_AFTER_NS
+
+    def charge(self, close_ns: int, horizon_ns: int) -> float | None:
+        """Return what a long pays from the close to the horizon, as a fraction of its value; 0.0 where nothing is settled.
+
+        None: a settlement lies ahead and the book is older than `due_ns`; ask the exchange, then ask again.
+        """
+        known = bisect.bisect_right(self._times_ns, close_ns - self.KNOWN_AFTER_NS)
+        if known == 0:
+            return 0.0 if self.asked_at_ns >= self.due_ns(close_ns) else None
+        last_ns = self._times_ns[known - 1]
+        interval_ns = _DEFAULT_INTERVAL_NS
+        if known > 1:
+            hours = round((last_ns - self._times_ns[known - 2]) / _HOUR_NS)
+            interval_ns = max(1, hours) * _HOUR_NS
+        # Settlements are stamped up to some ms after the hour.
+        last_ns -= last_ns % _HOUR_NS
+        payments = (close_ns + horizon_ns - last_ns) // interval_ns - max(0, (close_ns - last_ns) // interval_ns)
+        if payments <= 0:
+            return 0.0
+        return payments * self._rates[known - 1] if self.asked_at_ns >= self.due_ns(close_ns) else None

@@ -1,0 +1,162 @@
+"""From what the model expects to what is published: side, edge net of costs, stop and leverage hints, and why.
+
+Pure functions of the model's outlook, the side held so far and the operator's rules. No claim of profit is made here: the
+side is flat unless the expected move pays the round trip.
+"""
+
+import math
+from enum import StrEnum
+
+import msgspec
+
+
+class Side(StrEnum):
+    """The position a signal stands for."""
+
+    SHORT = "short"
+    FLAT = "flat"
+    LONG = "long"
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """The operator's numbers; all of them are part of the policy hash."""
+
+    taker_fee_bps: float = 5.0
+    """Fee of one side."""
+    half_spread_bps: float = 1.0
+    """Half the spread, paid on each side."""
+    enter_edge_bps: float = 0.0
+    """A side is taken when its edge is above this."""
+    exit_edge_bps: float = -2.0
+    """A side is kept while its edge stays above this; below `enter_edge_bps`, so that a side does not flicker."""
+    stop_multiple: float = 1.5
+    """Distance of the stop in predicted standard deviations over the horizon."""
+    leverage_cap: float = 20.0
+    """Never suggest more than this."""
+    maintenance_margin: float = 0.01
+    """Share of the position's value at which the exchange liquidates."""
+    liquidation_distance: float = 2.0
+    """Liquidation lies at least this many stop distances away."""
+
+    @property
+    def round_trip_bps(self) -> float:
+        """Cost of opening and closing at market, bps of the position's value."""
+        return 2.0 * (self.taker_fee_bps + self.half_spread_bps)
+
+
+class Outlook(msgspec.Struct, frozen=True):
+    """What the model expects over the horizon that follows a candle's close."""
+
+    p_touch: float
+    """Probability that price touches a barrier at ± `barrier_bps` within the horizon."""
+    p_up: float
+    """Probability that the upper barrier is the first, given a touch."""
+    barrier_bps: float
+    volatility_bps: float
+    """Predicted standard deviation of the return over the horizon."""
+    in_range: bool
+    """Whether the features lie in the range the model was trained on."""
+
+
+class Confirmation(msgspec.Struct, frozen=True):
+    """A classic indicator beside the model's opinion; it decides nothing."""
+
+    name: str
+    value: float
+    leans: Side
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """The decided part of a signal; figures are rounded as published."""
+
+    side: Side
+    p_short: float
+    p_flat: float
+    p_long: float
+    confidence: float
+    """The probability the model gives to the published side."""
+    expected_move_bps: float
+    volatility_bps: float
+    edge_bps: float
+    """Expected move in the better direction less round trip and funding."""
+    stop_bps: float
+    max_leverage: float
+    confirmations: list[Confirmation]
+    reasons: list[str]
+
+
+def _published(value: float) -> float:
+    """Round to the six decimals that are published; other CPU families may differ beyond."""
+    return round(value, 6) + 0.0
+
+
+def decide(
+    outlook: Outlook, *, held: Side, funding: float, rules: Rules, confirmations: list[Confirmation]
+) -> Decision:
+    """Decide on a side.
+
+    `held` is the side of the candle before; `funding` what a long pays within the horizon, as a fraction.
+    """
+    p_long = outlook.p_touch * outlook.p_up
+    p_short = outlook.p_touch - p_long
+    move_bps = (p_long - p_short) * outlook.barrier_bps
+    cost_bps = rules.round_trip_bps
+    edges = {Side.LONG: move_bps - cost_bps - funding * 1e4, Side.SHORT: -move_bps - cost_bps + funding * 1e4}
+    side, reasons = _choose(edges, held, rules)
+    if not outlook.in_range:
+        side, reasons = Side.FLAT, ["outside_training_range"]
+    p_flat = 1.0 - outlook.p_touch
+    stop_bps = rules.stop_multiple * outlook.volatility_bps
+    return Decision(
+        side=side,
+        p_short=_published(p_short),
+        p_flat=_published(p_flat),
+        p_long=_published(p_long),
+        confidence=_published({Side.SHORT: p_short, Side.FLAT: p_flat, Side.LONG: p_long}[side]),
+        expected_move_bps=_published(move_bps),
+        volatility_bps=_published(outlook.volatility_bps),
+        edge_bps=_published(max(edges.values())),
+        stop_bps=_published(stop_bps),
+        max_leverage=_published(leverage_limit(stop_bps, rules)),
+        confirmations=confirmations,
+        reasons=reasons,
+    )
+
+
+def _choose(edges: dict[Side, float], held: Side, rules: Rules) -> tuple[Side, list[str]]:
+    """Pick a side with hysteresis: entering asks for more edge than staying."""
+    best = max(edges, key=lambda side: edges[side])
+    if edges[best] > rules.enter_edge_bps:
+        return best, ["edge_above_cost"]
+    if held is not Side.FLAT and edges[held] > rules.exit_edge_bps:
+        return held, ["held_until_exit_edge"]
+    return Side.FLAT, ["edge_below_cost"]
+
+
+def leverage_limit(stop_bps: float, rules: Rules) -> float:
+    """Return the most leverage at which liquidation lies `liquidation_distance` stops away, within the cap.
+
+    An isolated position of leverage L is liquidated after an adverse move of about 1/L less the maintenance margin.
+    """
+    distance = rules.liquidation_distance * stop_bps / 1e4 + rules.maintenance_margin
+    return max(1.0, min(rules.leverage_cap, math.floor(10.0 / distance) / 10.0))
+
+
+def confirm(*, rsi: float, macd_hist: float, adx: float, percent_b: float, trend: float) -> list[Confirmation]:
+    """Read the classic indicators as their inventors did.
+
+    RSI 14 above 70 is overbought and below 30 oversold (Wilder 1978); the MACD histogram's sign is the momentum (Appel);
+    ADX 14 above 25 speaks of a trend (Wilder), in the direction of `trend`, the fast over the slow EMA less one;
+    Bollinger %b above 1 or below 0 is an excursion expected to revert.
+    """
+    return [
+        Confirmation("rsi_14", _published(rsi), _lean(30.0 - rsi, rsi - 70.0)),
+        Confirmation("macd_histogram", _published(macd_hist), _lean(macd_hist, -macd_hist)),
+        Confirmation("adx_14", _published(adx), _lean(trend, -trend) if adx > 25.0 else Side.FLAT),
+        Confirmation("bollinger_percent_b", _published(percent_b), _lean(-percent_b, percent_b - 1.0)),
+        Confirmation("ema_trend", _published(trend), _lean(trend, -trend)),
+    ]
+
+
+def _lean(long: float, short: float) -> Side:
+    return Side.LONG if long > 0 else Side.SHORT if short > 0 else Side.FLAT

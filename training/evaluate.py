@@ -1,0 +1,260 @@
+"""Score an artifact on candles beside baselines on the very same rows, and say what the figures mean."""
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from feeds.market import NS_PER_S
+from inference import artifact as artifacts
+from inference.artifact import Artifact
+from training import baselines, costs, dataset, metrics, score
+from training.baselines import Linear
+from training.dataset import CandlesError, Epochs, Series
+from training.forecasts import Rows, lstm_forecast, prior_forecast, prior_of, rows_of
+from training.score import Forecast, Outcome
+from training.splits import Fold, Role, cut
+
+VALIDATE_SHARE = 0.2
+"""Last part of the candles given for the baselines: it stops and shrinks them."""
+REFERENCE = "har"
+"""The variance baseline that others are set against."""
+
+
+class Scored(NamedTuple):
+    """What the report draws from, besides the figures."""
+
+    result: dict[str, Any]
+    models: dict[str, Forecast]
+    outcome: Outcome
+    trades: costs.Trades | None
+    artifact: Artifact
+    sample: NDArray[np.float32]
+    """One epoch of raw features [W+E, F], to look at the gates with."""
+
+
+def evaluate(
+    candles: Sequence[Path],
+    artifact: Path,
+    *,
+    train: Sequence[Path] | None = None,
+    since: dt.date | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Score an artifact on candle files; see `assess` for the arguments and errors."""
+    return assess(candles, artifact, train=train, since=since, seed=seed).result
+
+
+def assess(
+    candles: Sequence[Path],
+    artifact: Path,
+    *,
+    train: Sequence[Path] | None = None,
+    since: dt.date | None = None,
+    seed: int = 0,
+) -> Scored:
+    """Score an artifact on candle files.
+
+    A file that the artifact was made from is scored only where its recipe kept candles for testing.
+
+    Args:
+        candles: parquet files with open_time, open, high, low, close, volume, of specs the artifact serves.
+        artifact: folder of the artifact.
+        train: candles that the prior and the baselines are fitted on; without any, the prior, EWMA and HAR that the
+            artifact brings along are used, and no others.
+        since: score only what closes after this UTC day has begun.
+        seed: of the bootstrap and the baselines.
+
+    Raises:
+        CandlesError: a file cannot be used, or nothing is left to score.
+        ArtifactError: the artifact may not be used.
+        ModuleNotFoundError: `train` is given and the extra ``evaluate`` is not installed.
+
+    """
+    loaded = artifacts.load(artifact)
+    manifest, warnings = loaded.manifest, list[str]()
+    known = {entry.sha256 for entry in manifest.inputs}
+    digests = {path: dataset.sha256_of(path) for path in candles}
+    own = _own_folds(manifest.report)
+    runs = [_Run(run, own if digests[path] in known else None) for path in candles for run in dataset.read_series(path)]
+    runs = [run for run in runs if run.series.spec in manifest.signal_horizon]
+    if not runs:
+        raise CandlesError(f"none of the candles is of a spec that {loaded.model_id} serves")
+    epochs = _epochs(loaded, runs, since)
+    series = [run.series for run in runs]
+    rows = rows_of(epochs, series, manifest.signal_horizon, Role.TEST)
+    if not len(rows.outcome):
+        raise CandlesError("no candle is left to score: each needs its warm-up before it and its horizon after it")
+    if any(run.folds is not None for run in runs):
+        warnings.append("some files made the artifact: only spans its recipe kept for testing are scored")
+    models, more = _models(loaded, rows, epochs, series, train, seed)
+    warnings += more
+    result = _figures(loaded, models, rows, series, seed)
+    trades = _trades(loaded, models["lstm"], rows, epochs, series)
+    result["trading"] = _trading(trades, models["lstm"], rows, loaded, seed)
+    result["files"] = [{"name": path.name, "sha256": digests[path]} for path in candles]
+    result["warnings"] = warnings
+    return Scored(result, models, rows.outcome, trades, loaded, epochs.x[0])
+
+
+class _Run(NamedTuple):
+    series: Series
+    folds: list[Fold] | None
+    """Cuts of the artifact's own training where the run was part of it."""
+
+
+def _own_folds(report: Mapping[str, Any]) -> list[Fold]:
+    return [Fold(**fold) for fold in report.get("folds", [])]
+
+
+def _epochs(artifact: Artifact, runs: Sequence[_Run], since: dt.date | None) -> Epochs:
+    manifest = artifact.manifest
+    start = (since - dt.date(1970, 1, 1)).days * 86_400 * NS_PER_S if since else 0
+    made = dataset.epochs_of(
+        [run.series for run in runs], warmup=manifest.warmup, epoch=manifest.epoch, horizons=manifest.horizons,
+        width=manifest.barrier_width, folds=None,
+    )  # fmt: skip
+    span = max(manifest.horizons)
+    for n, index in enumerate(made.series):
+        run = runs[index]
+        made.role[n][made.close_time_ns[n] <= start] = Role.NONE
+        if run.folds is not None:
+            tested = np.zeros(made.role.shape[1], bool)
+            for fold in run.folds:
+                tested |= fold.roles(made.close_time_ns[n], label_span_ns=span * run.series.interval_ns) == Role.TEST
+            made.role[n][~tested] = Role.NONE
+    return made.part((made.role == Role.TEST).any(axis=1))
+
+
+def _models(
+    artifact: Artifact, rows: Rows, epochs: Epochs, runs: Sequence[Series], train: Sequence[Path] | None, seed: int
+) -> tuple[dict[str, Forecast], list[str]]:
+    warnings = []
+    models = {"lstm": lstm_forecast(artifact, epochs, rows)}
+    if train:
+        taught, teaching, learning = _teaching(artifact, train)
+        if max(run.span[1] for run in taught) > rows.outcome.close_time_ns.min():
+            warnings.append("the baselines' training candles reach into the time that is scored")
+        pairs = [(rows_of(learning, taught, artifact.manifest.signal_horizon, role), learning) for role in teaching]
+        prior, linear = prior_of(pairs[0][0], taught), baselines.fit_linear(*pairs[0], taught)
+        models |= baselines.learnt_forecasts(pairs[0], pairs[1], (rows, epochs), seed)
+    else:
+        brought = artifact.manifest.report
+        prior = {spec: (shares["touch"], shares["up"]) for spec, shares in brought.get("prior", {}).items()}
+        linear = msgspec.convert(brought.get("linear", {}), dict[str, Linear])
+    missing = {run.spec for run in runs} - set(prior)
+    if missing:
+        raise CandlesError(f"no prior is known for {', '.join(sorted(missing))}: give candles to fit it on")
+    models["prior"] = prior_forecast(prior, rows, runs)
+    if {run.spec for run in runs} <= set(linear):
+        models |= baselines.linear_forecasts(linear, rows, epochs, runs)
+    return models, warnings
+
+
+def _teaching(artifact: Artifact, train: Sequence[Path]) -> tuple[list[Series], tuple[Role, Role], Epochs]:
+    manifest = artifact.manifest
+    runs = [run for path in train for run in dataset.read_series(path) if run.spec in manifest.signal_horizon]
+    if not runs:
+        raise CandlesError("none of the candles to fit the baselines on is of a spec that the artifact serves")
+    span = (min(run.span[0] for run in runs), max(run.span[1] for run in runs))
+    folds = [cut(span, validate_from=1 - VALIDATE_SHARE, test_from=1.0)]
+    epochs = dataset.epochs_of(
+        runs, warmup=manifest.warmup, epoch=manifest.epoch, horizons=manifest.horizons,
+        width=manifest.barrier_width, folds=folds,
+    )  # fmt: skip
+    return runs, (Role.TRAIN, Role.VALIDATE), epochs
+
+
+def _figures(
+    artifact: Artifact, models: dict[str, Forecast], rows: Rows, runs: Sequence[Series], seed: int
+) -> dict[str, Any]:
+    outcome = rows.outcome
+    result: dict[str, Any] = {
+        "model": artifact.model_id,
+        "rows": len(outcome),
+        "days": len(np.unique(outcome.day)),
+        "from": _day(int(outcome.close_time_ns.min())),
+        "to": _day(int(outcome.close_time_ns.max())),
+        "touch_share": float(outcome.touched.mean()),
+    }
+    result |= _scores(models, outcome, seed)
+    result["verdict"] = {
+        "barrier": score.verdict(result["log_loss_skill_pct"]["lstm"]),
+        "direction": score.verdict(result["direction_skill_pct"]["lstm"]),
+    }
+    names = np.array([f"{run.name} {run.spec}" for run in runs])[rows.run]
+    month = outcome.close_time_ns.astype("datetime64[ns]").astype("datetime64[M]").astype(str)
+    specs = np.array([run.spec for run in runs])[rows.run]
+    for key, groups in (("by_market", names), ("by_month", month), ("by_spec", specs)):
+        result[key] = {str(g): _group(models, outcome, groups == g, seed) for g in np.unique(groups)}
+    return result
+
+
+def _scores(models: dict[str, Forecast], outcome: Outcome, seed: int) -> dict[str, Any]:
+    return score.barriers(models, outcome, seed=seed) | score.variances(models, outcome, reference=REFERENCE, seed=seed)
+
+
+def _group(models: dict[str, Forecast], outcome: Outcome, mine: NDArray[np.bool_], seed: int) -> dict[str, Any]:
+    part = outcome.part(mine)
+    scored = _scores({name: model.part(mine) for name, model in models.items()}, part, seed)
+    keys = ("log_loss_skill_pct", "touch_skill_pct", "direction_skill_pct", "variance_r2")
+    return {"rows": len(part), "days": len(np.unique(part.day))} | {key: scored[key] for key in keys}
+
+
+def expected_bps(artifact: Artifact, forecast: Forecast, outcome: Outcome) -> NDArray[np.float64]:
+    """Return the expected move of each row as the live decision reckons it, bps."""
+    assert forecast.p_touch is not None
+    assert forecast.p_up is not None
+    barrier = 1e4 * artifact.manifest.barrier_width * outcome.sigma * np.sqrt(outcome.horizon)
+    return forecast.p_touch * (2 * forecast.p_up - 1) * barrier
+
+
+def _trades(artifact: Artifact, forecast: Forecast, rows: Rows, epochs: Epochs, runs: Sequence[Series]) -> costs.Trades:
+    """Trade each run on its own, on the side whose expected move pays the round trip; join by time of entry."""
+    charge = costs.Costs(artifact.manifest.decision.taker_fee_bps, artifact.manifest.decision.half_spread_bps)
+    expected = expected_bps(artifact, forecast, rows.outcome)
+    wanted = np.where(np.abs(expected) > charge.round_trip_bps, np.sign(expected), 0).astype(np.int8)
+    at = epochs.row[rows.at[0], rows.at[1]]
+    parts, moments = [], []
+    for index in np.unique(rows.run):
+        mine, run = rows.run == index, runs[index]
+        side, valid = np.zeros(len(run), np.int8), np.zeros(len(run), bool)
+        side[at[mine]], valid[at[mine]] = wanted[mine], True
+        horizon = artifact.manifest.signal_horizon[run.spec]
+        parts.append(costs.trade(side, run.close, valid, horizon=horizon, costs=charge))
+        moments.append(run.close_time_ns[parts[-1].entry])
+    order = np.argsort(np.concatenate(moments), kind="stable")
+    names = ("entry", "exit", "side", "gross_bps", "net_bps")
+    return costs.Trades(*(np.concatenate([getattr(p, name) for p in parts])[order] for name in names))
+
+
+def _trading(trades: costs.Trades, forecast: Forecast, rows: Rows, artifact: Artifact, seed: int) -> dict[str, Any]:
+    size = np.quantile(np.abs(expected_bps(artifact, forecast, rows.outcome)), (0.5, 0.99, 1.0)).tolist()
+    result: dict[str, Any] = {
+        "trades": len(trades.net_bps),
+        "round_trip_bps": costs.Costs(
+            artifact.manifest.decision.taker_fee_bps, artifact.manifest.decision.half_spread_bps
+        ).round_trip_bps,
+        "expected_move_bps": {"p50": size[0], "p99": size[1], "max": size[2]},
+        "funding": "not charged: no funding history was given",
+    }
+    if not len(trades.net_bps):
+        return result | {"verdict": "no trade: no expected move pays the round trip; no claim of profit"}
+    block = np.arange(len(trades.net_bps)) // 5  # neighbours in time share their fate
+    net = metrics.block_bootstrap(
+        block,
+        np.column_stack((trades.net_bps, np.ones(len(block)))),
+        lambda s: s[:, 0] / np.maximum(s[:, 1], 1),
+        seed=seed,
+    )
+    result |= {"gross_bps_mean": float(trades.gross_bps.mean()), "net_bps_mean": score.plain(net)}
+    covers = "no edge after costs: the interval covers zero" if net.lo <= 0 <= net.hi else "a loss after costs"
+    return result | {"verdict": "a gain after costs on these candles" if net.lo > 0 else covers}
+
+
+def _day(time_ns: int) -> str:
+    return dt.datetime.fromtimestamp(time_ns // NS_PER_S, tz=dt.UTC).strftime("%Y-%m-%d")

@@ -1,0 +1,246 @@
+"""From candle files to an artifact: members, calibration, parity, report card.
+
+The same recipe, candles and machine give the same content hash: nothing here reads a clock, every draw is seeded, torch
+is held to its deterministic algorithms, and the manifest names files without their folders.
+"""
+
+import dataclasses
+import datetime as dt
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from inference import artifact as artifacts
+from inference import features
+from inference.artifact import Affine, Artifact, Calibration, Manifest, TrainingInput, TrainingRange
+from inference.lstm import Combined, Weights
+from training import baselines, calibration, dataset, ensemble, parity, score
+from training.dataset import CandlesError, Epochs, Series
+from training.forecasts import Prior, lstm_forecast, prior_forecast, prior_of, rows_of
+from training.member import Material, Member, fit_member
+from training.model import Normaliser
+from training.recipe import Recipe
+from training.splits import Role
+
+RANGE_QUANTILES = (0.0005, 0.9995)
+MEMBERS_FOLDER = ".members"
+
+
+class Summary(NamedTuple):
+    """What training made."""
+
+    folder: Path
+    model_id: str
+    report: dict[str, Any]
+    """The report card, as in the manifest."""
+
+
+def train(candles: Sequence[Path], out: Path, recipe: Recipe, *, progress: bool = False) -> Summary:
+    """Fit an artifact on candle files and write it to `out`.
+
+    A member that is done is kept in `out/.members` until the artifact is written; a run that was broken off goes on
+    there.
+
+    Args:
+        candles: parquet files with open_time, open, high, low, close, volume.
+        out: folder of the artifact; made if missing.
+        recipe: everything else that decides the result.
+        progress: show a bar on the terminal.
+
+    Raises:
+        CandlesError: a file cannot be used, or the candles leave nothing to train on or to validate with.
+
+    """
+    _settle(recipe)
+    inputs = [(path, dataset.sha256_of(path)) for path in sorted(candles, key=lambda p: p.name)]
+    runs = dataset.load([path for path, _ in inputs], also=recipe.resample)
+    epochs = epochs_of(runs, recipe)
+    train_rows = epochs.usable(Role.TRAIN).any(axis=-1)
+    if not train_rows.any() or not epochs.usable(Role.VALIDATE).any():
+        raise CandlesError("the candles leave no rows to train on or none to validate with; give longer files")
+    rows = epochs.x[:, epochs.warmup :][train_rows]
+    normaliser = Normaliser.fit(rows, clip=recipe.clip)
+    material = Material.of(epochs, normaliser)
+    members = _members(recipe, material, out / MEMBERS_FOLDER, _identity(recipe, inputs), progress=progress)
+    del material
+    weights = ensemble.pack(members, recipe, normaliser)
+    manifest = Manifest(
+        name=recipe.name,
+        created=_created(runs),
+        sizes=artifacts.sizes_of(weights),
+        specs=tuple(sorted(recipe.signal_horizon)),
+        warmup=recipe.warmup,
+        epoch=recipe.epoch,
+        horizons=recipe.horizons,
+        signal_horizon=recipe.signal_horizon,
+        barrier_width=recipe.barrier_width,
+        calibration=_calibrate(weights, epochs),
+        range=_range(rows),
+        parity=parity.measure(weights, runs),
+        inputs=tuple(
+            TrainingInput(name=path.name, sha256=digest, candles=sum(len(r) for r in dataset.read_series(path)))
+            for path, digest in inputs
+        ),
+        recipe=msgspec.to_builtins(recipe),
+    )
+    report = report_card(Artifact(weights, manifest), epochs, runs, recipe, members)
+    sealed = artifacts.seal(weights, msgspec.structs.replace(manifest, report=report))
+    artifacts.save(sealed, out)
+    for file in (out / MEMBERS_FOLDER).glob("*"):
+        file.unlink()
+    (out / MEMBERS_FOLDER).rmdir()
+    return Summary(out, sealed.model_id, report)
+
+
+def epochs_of(runs: Sequence[Series], recipe: Recipe) -> Epochs:
+    """Fold runs into epochs with the recipe's labels and cuts."""
+    return dataset.epochs_of(
+        runs, warmup=recipe.warmup, epoch=recipe.epoch, horizons=recipe.horizons,
+        width=recipe.barrier_width, folds=recipe.folds([run.span for run in runs]),
+    )  # fmt: skip
+
+
+def report_card(
+    artifact: Artifact, epochs: Epochs, runs: Sequence[Series], recipe: Recipe, members: Sequence[Member]
+) -> dict[str, Any]:
+    """Score the artifact on the rows kept for it, at each spec's signal horizon, over all and per file."""
+    horizon = artifact.manifest.signal_horizon
+    taught = rows_of(epochs, runs, horizon, Role.TRAIN)
+    prior = prior_of(taught, runs)
+    card: dict[str, Any] = {
+        "folds": [dataclasses.asdict(fold) for fold in recipe.folds([run.span for run in runs])],
+        "linear": msgspec.to_builtins(baselines.fit_linear(taught, epochs, runs)),
+        "prior": {spec: {"touch": touch, "up": up} for spec, (touch, up) in prior.items()},
+        "rows": {role.name.lower(): int((epochs.role == role).sum()) for role in Role if role is not Role.NONE},
+        "passes": [member.passes for member in members],
+        "note": "test: skill in per cent of the class prior's log loss, on candles that taught and chose nothing; "
+        "intervals are 95 %, from resampling whole UTC days",
+    }
+    keep = (epochs.role == Role.TEST).any(axis=1)
+    if keep.any():
+        card["test"] = _test_card(artifact, epochs.part(keep), runs, prior)
+    rounded: dict[str, Any] = _rounded(card)
+    return rounded
+
+
+def _test_card(artifact: Artifact, epochs: Epochs, runs: Sequence[Series], prior: Prior) -> dict[str, Any]:
+    rows = rows_of(epochs, runs, artifact.manifest.signal_horizon, Role.TEST)
+    models = {"prior": prior_forecast(prior, rows, runs), "lstm": lstm_forecast(artifact, epochs, rows)}
+    names = np.array([f"{run.name} {run.spec}" for run in runs])[rows.run]
+    card = {}
+    for name in ("all", *np.unique(names)):
+        mine = np.ones(len(names), bool) if name == "all" else names == name
+        outcome, parts = rows.outcome.part(mine), {m: f.part(mine) for m, f in models.items()}
+        scored = score.barriers(parts, outcome) | score.variances(parts, outcome, reference="none")
+        keys = ("log_loss_skill_pct", "touch_skill_pct", "direction_skill_pct", "auc", "ece", "variance_r2")
+        card[str(name)] = {"rows": int(mine.sum()), "days": len(np.unique(outcome.day))} | {
+            k: scored[k]["lstm"] for k in keys
+        }
+    return card
+
+
+def _settle(recipe: Recipe) -> None:
+    torch.set_num_threads(recipe.threads)
+    torch.use_deterministic_algorithms(True)
+
+
+def _identity(recipe: Recipe, inputs: Sequence[tuple[Path, str]]) -> str:
+    """Name what members depend on, so that a later run continues only its own."""
+    what = (
+        msgspec.to_builtins(recipe),
+        [digest for _, digest in inputs],
+        features.FEATURES_VERSION,
+        str(torch.__version__),
+    )
+    return hashlib.sha256(msgspec.json.encode(what, order="deterministic")).hexdigest()[:16]
+
+
+def _members(recipe: Recipe, material: Material, folder: Path, identity: str, *, progress: bool) -> list[Member]:
+    folder.mkdir(parents=True, exist_ok=True)
+    members = []
+    columns = (TextColumn("member {task.fields[member]} of {task.fields[of]}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not progress) as bar:
+        task = bar.add_task("", total=None, member=0, of=recipe.members)
+        for number in range(recipe.members):
+            bar.reset(task, total=None, member=number + 1)
+            file = folder / f"{identity}-{number}.safetensors"
+            member = _kept(file)
+            if member is None:
+                member = fit_member(
+                    recipe, material, seed=recipe.seed * 1000 + number,
+                    after_step=lambda done, total: bar.update(task, completed=done, total=total),
+                )  # fmt: skip
+                _keep(member, file)
+            members.append(member)
+    return members
+
+
+def _keep(member: Member, file: Path) -> None:
+    tensors = {f"main.{k}": v for k, v in member.main.items()} | {
+        f"direction.{k}": v for k, v in member.direction.items()
+    }
+    figures = {name: repr(getattr(member, name)) for name in ("main_loss", "direction_loss", "passes")}
+    partial = file.with_suffix(".partial")
+    save_file(tensors, partial, metadata=figures)
+    partial.replace(file)
+
+
+def _kept(file: Path) -> Member | None:
+    if not file.exists():
+        return None
+    with safe_open(file, "pt") as stored:
+        figures = stored.metadata()
+        tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - it is no mapping
+    main, direction = (
+        {key.removeprefix(kind): value for key, value in tensors.items() if key.startswith(kind)}
+        for kind in ("main.", "direction.")
+    )
+    return Member(
+        main, direction, float(figures["main_loss"]), float(figures["direction_loss"]), int(figures["passes"])
+    )
+
+
+def _calibrate(weights: Weights, epochs: Epochs) -> tuple[Calibration, ...]:
+    keep = (epochs.role == Role.VALIDATE).any(axis=1)
+    part = epochs.part(keep)
+    usable = part.usable(Role.VALIDATE)
+    flat = usable.any(axis=-1)
+    answers = Combined(*(a[flat] for a in ensemble.forecast(weights, part.x, warmup=part.warmup)))
+    lines = calibration.fit(answers, part.labels.part(flat), usable[flat])
+    return tuple(
+        Calibration(**{head: Affine(a=line[0], b=line[1]) for head, line in zip(_HEADS, group, strict=True)})
+        for group in lines
+    )
+
+
+_HEADS = ("touch", "direction", "log_variance")
+
+
+def _range(rows: np.ndarray) -> TrainingRange:
+    low, high = np.quantile(rows, RANGE_QUANTILES, axis=0)
+    return TrainingRange(low=tuple(low.astype(float).tolist()), high=tuple(high.astype(float).tolist()))
+
+
+def _created(runs: Sequence[Series]) -> str:
+    newest = max(run.span[1] for run in runs)
+    moment = dt.datetime.fromtimestamp(newest // 10**9, tz=dt.UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _rounded(value: Any) -> Any:
+    """Round figures to six digits, for people; what is not a number becomes null."""
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(inner) for inner in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if np.isfinite(value) else None
+    return value

@@ -1,0 +1,172 @@
+"""Fit one member: truncated back-propagation over the stream, averaged weights, early stopping per head."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.dataset import Epochs
+from training.model import DIRECTION, Network, Normaliser, State, Targets, head_losses, run
+from training.recipe import Recipe
+from training.splits import Role
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What members are fitted on: normalised epochs [W+E, N, F] and their targets, for training and validation."""
+
+    train_x: Tensor
+    train: Targets
+    validate_x: Tensor
+    validate: Targets
+    warmup: int
+
+    @classmethod
+    def of(cls, epochs: Epochs, normaliser: Normaliser) -> "Material":
+        """Normalise and sort epochs by what they are for; an epoch across a cut serves both sides with its own rows."""
+        parts = []
+        for role in (Role.TRAIN, Role.VALIDATE):
+            usable = epochs.usable(role)
+            keep = usable.any(axis=(1, 2))
+            x = normaliser.apply(epochs.x[keep]).swapaxes(0, 1)
+            parts.append(
+                (torch.from_numpy(np.ascontiguousarray(x)), Targets.of(epochs.labels.part(keep), usable[keep]))
+            )
+        (train_x, train), (validate_x, validate) = parts
+        return cls(train_x, train, validate_x, validate, epochs.warmup)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Averaged weights at the pass that was best on validation, for the direction heads and for the others."""
+
+    main: Weights
+    direction: Weights
+    main_loss: float
+    direction_loss: float
+    passes: int
+
+
+def fit_member(recipe: Recipe, material: Material, *, seed: int, after_step: Callable[[int, int], None]) -> Member:
+    """Fit one network; `after_step(done, total)` is told about progress.
+
+    The same recipe, material, seed and machine give the same weights.
+    """
+    torch.manual_seed(seed)
+    order = np.random.default_rng(seed)
+    network = _network(recipe, material)
+    average = _Average(network, recipe.ema)
+    decay = [p for p in network.parameters() if p.ndim > 1]
+    rest = [p for p in network.parameters() if p.ndim == 1]
+    groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    n = material.train_x.shape[1]
+    steps = recipe.passes * math.ceil(n / recipe.batch) * math.ceil(recipe.epoch / recipe.bptt)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _pace(step / steps))
+    weights = torch.tensor([1.0, recipe.direction_weight, recipe.variance_weight])
+    best = _Best()
+    done = 0
+    for number in range(1, recipe.passes + 1):
+        network.train()
+        for lanes in _batches(order.permutation(n), recipe.batch):
+            for loss in _chunks(network, material, torch.from_numpy(lanes), recipe.bptt, weights):
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                optimiser.step()
+                schedule.step()
+                average.fold(network)
+                done += 1
+                after_step(done, steps)
+        best.offer(average.network, validation_losses(average.network, material), weights, number)
+        if number - best.last_gain >= recipe.patience:
+            break
+    return Member(best.main, best.direction, best.main_loss, best.direction_loss, number)
+
+
+def validation_losses(network: Network, material: Material) -> Tensor:
+    """Return each head's mean loss on the validation rows, [K, 3]."""
+    sums, counts = head_losses(run(network, material.validate_x, warmup=material.warmup), material.validate)
+    return sums / counts.clamp(min=1.0)
+
+
+class _Average:
+    """Exponentially averaged weights; young averages forget faster, so that the random start does not linger."""
+
+    def __init__(self, network: Network, decay: float) -> None:
+        self.network = copy.deepcopy(network)
+        self._decay = decay
+        self._steps = 0
+
+    @torch.no_grad()
+    def fold(self, network: Network) -> None:
+        self._steps += 1
+        keep = min(self._decay, self._steps / (10.0 + self._steps))
+        for mine, new in zip(self.network.parameters(), network.parameters(), strict=True):
+            mine.lerp_(new, 1.0 - keep)
+
+
+class _Best:
+    """The best pass so far, separately for the direction heads and for all the others."""
+
+    def __init__(self) -> None:
+        self.main_loss = self.direction_loss = math.inf
+        self.main: Weights = {}
+        self.direction: Weights = {}
+        self.last_gain = 0
+
+    def offer(self, network: Network, losses: Tensor, weights: Tensor, number: int) -> None:
+        direction = float(losses[:, DIRECTION].mean())
+        main = float((losses * weights).sum(1).mean()) - float(weights[DIRECTION]) * direction
+        if direction < self.direction_loss:
+            self.direction_loss, self.direction = direction, _copy(network)
+        if main < self.main_loss:
+            self.main_loss, self.main, self.last_gain = main, _copy(network), number
+
+
+def _copy(network: Network) -> Weights:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+def _network(recipe: Recipe, material: Material) -> Network:
+    network = Network(
+        inputs=material.train_x.shape[-1], hidden=recipe.hidden, layers=recipe.layers,
+        horizons=len(recipe.horizons), dropout=recipe.dropout,
+    )  # fmt: skip
+    w, on_touch = material.train.weight, material.train.weight * material.train.touched
+    touch = (on_touch.sum((0, 1)) / w.sum((0, 1))).clamp(1e-3, 1 - 1e-3)
+    up = ((on_touch * material.train.up).sum((0, 1)) / on_touch.sum((0, 1)).clamp(min=1.0)).clamp(1e-3, 1 - 1e-3)
+    variance = (w * material.train.log_ratio).sum((0, 1)) / w.sum((0, 1))
+    start = torch.stack((torch.logit(touch), torch.logit(up), variance), -1)
+    network.heads.bias.data.copy_(start.flatten())  # the prior: training begins at skill zero
+    return network
+
+
+def _pace(progress: float) -> float:
+    """Rise over the first twentieth, then fall on a cosine to a twentieth."""
+    return progress / 0.05 if progress < 0.05 else 0.05 + 0.475 * (1 + math.cos(math.pi * (progress - 0.05) / 0.95))
+
+
+def _batches(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for begin in range(0, len(order), size):
+        yield np.sort(order[begin : begin + size])
+
+
+def _chunks(network: Network, material: Material, lanes: Tensor, length: int, weights: Tensor) -> Iterator[Tensor]:
+    """Carry the state through epochs side by side; yield the loss of each chunk that counts."""
+    x, targets = material.train_x[:, lanes], material.train.lanes(lanes)
+    state: State
+    with torch.no_grad():
+        _, state = network(x[: material.warmup])
+    for begin in range(0, targets.weight.shape[0], length):
+        part = targets.chunk(begin, begin + length)
+        outputs, after = network(x[material.warmup + begin : material.warmup + begin + length], state)
+        sums, counts = head_losses(outputs, part)
+        yield ((sums / counts.clamp(min=1.0)) * weights).sum(1).mean()
+        state = (after[0].detach(), after[1].detach())
