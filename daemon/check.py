@@ -31,7 +31,8 @@ def check(config: Config) -> Artifact:
         artifact = artifacts.load(artifacts.resolve(str(Path(config.model.artifact).expanduser())))
     except ArtifactError as error:
         raise ConfigError([*problems, Problem("model.artifact", str(error))]) from None
-    problems += _fit(config, artifact)
+    known = {problem.key for problem in problems}
+    problems += (problem for problem in _fit(config, artifact) if problem.key not in known)
     if problems:
         raise ConfigError(problems)
     return artifact

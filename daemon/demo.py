@@ -62,7 +62,7 @@ async def demo(*, seconds: float | None, speed: float, console: Console) -> int:
         finally:
             await emulator.stop()
         if code != 0:
-            console.print(f"the daemon ended with {code}; the last it said:", style="red", highlight=False)
+            console.print(f"the daemon ended with {code}; its last words:", style="red", highlight=False)
             console.print(_tail(folder / "daemon.log"), highlight=False, markup=False, soft_wrap=True)
         return 0 if code == 0 else 1
 
@@ -149,14 +149,16 @@ async def _stop_after(board: watch.Board, seconds: float | None, stop: asyncio.E
 
 
 async def _stop_daemon(process: asyncio.subprocess.Process) -> int:
-    """End the daemon as systemd would; return its exit code."""
-    if process.returncode is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            await asyncio.wait_for(process.wait(), STOP_LIMIT_S)
-        except TimeoutError:
-            process.kill()
-    return await process.wait()
+    """End the daemon as systemd would; return its exit code, 0 too where it had not begun to listen for our signal."""
+    if process.returncode is not None:
+        return process.returncode
+    process.send_signal(signal.SIGTERM)
+    try:
+        code = await asyncio.wait_for(process.wait(), STOP_LIMIT_S)
+    except TimeoutError:
+        process.kill()
+        code = await process.wait()
+    return 0 if code == -signal.SIGTERM else code
 
 
 def _tail(path: pathlib.Path, lines: int = 20) -> str:

@@ -6,6 +6,7 @@ import platform
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,7 +78,12 @@ def _artifact() -> str:
 def _kernel_cache() -> Finding:
     """Tell where numba keeps compiled kernels; without a place to write, each start compiles anew."""
     place = Path(os.environ.get("NUMBA_CACHE_DIR") or Path(artifacts.__file__).parent)
-    return Finding("kernel cache", os.access(place if place.exists() else place.parent, os.W_OK), str(place))
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        return Finding("kernel cache", False, f"{place} cannot be written: {error.strerror}; set NUMBA_CACHE_DIR")
+    return Finding("kernel cache", True, str(place))
 
 
 def _port(purpose: str, port: int) -> Finding:

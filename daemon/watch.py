@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -66,18 +67,20 @@ class Board:
         return line(market, spec, payload)
 
     def table(self) -> Table:
-        """Draw the state of all markets."""
+        """Draw the state of all markets, within 80 columns."""
         table = Table(
             title=f"{self.base}: {self.status}, {self.signals} signals",
             caption=f"{self.passed_over} signals of further markets not shown" if self.passed_over else None,
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
         )
-        for name in ("market", "candle", "state", "closed at", "close"):
-            table.add_column(name, justify="right" if name == "close" else "left")
-        for name in ("side", "short", "flat", "long", "edge bps", "move bps", "now"):
-            table.add_column(name, justify="left" if name in {"side", "now"} else "right")
+        for name in ("market", "state", "closed at", "close", "side", "s/f/l %", "edge bps", "now s/f/l"):
+            table.add_column(name, justify="right" if name in {"close", "edge bps"} else "left", no_wrap=True)
         for (exchange, market, spec), row in sorted(self._rows.items()):
             state = self._states.get((exchange, market), "?")
-            table.add_row(market, spec, _coloured(state), *_cells(row.get("signal", {})), _now(row.get("live", {})))
+            live = row.get("live")
+            now = _coloured(live["side"], _shares(live)) if live else ""
+            table.add_row(f"{market} {spec}", _coloured(state), *_cells(row.get("signal", {})), now)
         return table
 
 
@@ -93,25 +96,20 @@ def line(market: str, spec: str, payload: dict[str, Any]) -> str:
 
 
 def _cells(signal_: dict[str, Any]) -> list[str]:
-    if signal_.get("kind") != "signal":
-        return [str(signal_.get("close_time", ""))[11:19], "", str(signal_.get("kind", "")), "", "", "", "", ""]
-    return [
-        str(signal_["close_time"])[11:19],
-        f"{signal_['reference_price']:g}",
-        _coloured(signal_["side"]),
-        *(f"{signal_[f'p_{side}']:.3f}" for side in ("short", "flat", "long")),
-        f"{signal_['edge_bps']:+.1f}",
-        f"{signal_['expected_move_bps']:+.1f}",
-    ]
+    closed_at, kind = str(signal_.get("close_time", ""))[11:19], str(signal_.get("kind", ""))
+    if kind != "signal":
+        return [closed_at, "", kind, "", ""]
+    side, edge = signal_["side"], f"{signal_['edge_bps']:+.1f}"
+    return [closed_at, f"{signal_['reference_price']:g}", _coloured(side), _shares(signal_), edge]
 
 
-def _now(live: dict[str, Any]) -> str:
-    return f"{_coloured(live['side'])} {live['p_long'] - live['p_short']:+.3f} at {live['price']:g}" if live else ""
+def _shares(payload: dict[str, Any]) -> str:
+    return "/".join(f"{100 * payload[f'p_{side}']:.0f}" for side in ("short", "flat", "long"))
 
 
-def _coloured(word: str) -> str:
+def _coloured(word: str, text: str | None = None) -> str:
     colour = _COLOURS.get(word)
-    return f"[{colour}]{word}[/]" if colour else word
+    return f"[{colour}]{text or word}[/]" if colour else text or word
 
 
 def stop_event(seconds: float | None = None) -> asyncio.Event:

@@ -28,18 +28,19 @@ class FundingBook:
         return self._times_ns[-1] if self._times_ns else 0
 
     def extend(self, settlements: list[tuple[int, float]], *, asked_at_ns: int) -> None:
-        """Add settlements ``(time_ns, rate)``, oldest first; those already known are passed over."""
+        """Add settlements ``(time_ns, rate)``, oldest first; those already known are passed over.
+
+        Exchanges settle on whole hours and stamp some ms beside them, not always the same ones.
+        """
         for time_ns, rate in settlements:
-            if time_ns > self.newest_ns:
-                self._times_ns.append(time_ns)
+            hour_ns = (time_ns + _HOUR_NS // 2) // _HOUR_NS * _HOUR_NS
+            if hour_ns > self.newest_ns:
+                self._times_ns.append(hour_ns)
                 self._rates.append(rate)
         self.asked_at_ns = max(self.asked_at_ns, asked_at_ns)
 
     def due_ns(self, close_ns: int) -> int:
-        """Say from when on the book must have been asked to judge a candle that closes at `close_ns`.
-
-        Exchanges settle on whole hours only.
-        """
+        """Say from when on the book must have been asked to judge a candle that closes at `close_ns`."""
         known_ns = close_ns - self.KNOWN_AFTER_NS
         return known_ns - known_ns % _HOUR_NS + self.KNOWN_AFTER_NS
 
@@ -54,11 +55,8 @@ class FundingBook:
         last_ns = self._times_ns[known - 1]
         interval_ns = _DEFAULT_INTERVAL_NS
         if known > 1:
-            hours = round((last_ns - self._times_ns[known - 2]) / _HOUR_NS)
-            interval_ns = max(1, hours) * _HOUR_NS
-        # Settlements are stamped up to some ms after the hour.
-        last_ns -= last_ns % _HOUR_NS
-        payments = (close_ns + horizon_ns - last_ns) // interval_ns - max(0, (close_ns - last_ns) // interval_ns)
+            interval_ns = last_ns - self._times_ns[known - 2]
+        payments = (close_ns + horizon_ns - last_ns) // interval_ns - (close_ns - last_ns) // interval_ns
         if payments <= 0:
             return 0.0
         return payments * self._rates[known - 1] if self.asked_at_ns >= self.due_ns(close_ns) else None

@@ -61,6 +61,15 @@ class Series:
         )  # fmt: skip
 
 
+def mirrored(run: Series) -> Series:
+    """Turn prices upside down, 1 / price: what the other side of the market sees, with every move of the other sign."""
+    scale = float(run.close[0]) ** 2
+    return Series(
+        run.name, run.spec, run.interval_ns, run.close_time_ns,
+        scale / run.open, scale / run.low, scale / run.high, scale / run.close, run.volume,
+    )  # fmt: skip
+
+
 def sha256_of(path: Path) -> str:
     """Return the file's SHA-256 in hex."""
     with path.open("rb") as file:

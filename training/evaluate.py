@@ -80,7 +80,11 @@ def assess(
     known = {entry.sha256 for entry in manifest.inputs}
     digests = {path: dataset.sha256_of(path) for path in candles}
     own = _own_folds(manifest.report)
-    runs = [_Run(run, own if digests[path] in known else None) for path in candles for run in dataset.read_series(path)]
+    runs = [
+        _Run(run, (own or None) if digests[path] in known else None)
+        for path in candles
+        for run in dataset.read_series(path)
+    ]
     runs = [run for run in runs if run.series.spec in manifest.signal_horizon]
     if not runs:
         raise CandlesError(f"none of the candles is of a spec that {loaded.model_id} serves")
@@ -136,10 +140,12 @@ def _models(
     warnings = []
     models = {"lstm": lstm_forecast(artifact, epochs, rows)}
     if train:
-        taught, teaching, learning = _teaching(artifact, train)
-        if max(run.span[1] for run in taught) > rows.outcome.close_time_ns.min():
-            warnings.append("the baselines' training candles reach into the time that is scored")
-        pairs = [(rows_of(learning, taught, artifact.manifest.signal_horizon, role), learning) for role in teaching]
+        first = int(rows.outcome.close_time_ns.min())
+        taught, learning = _teaching(artifact, train, first)
+        if min(run.span[0] for run in taught) >= first:
+            warnings.append("the baselines learnt from candles later than the scored ones")
+        roles = (Role.TRAIN, Role.VALIDATE)
+        pairs = [(rows_of(learning, taught, artifact.manifest.signal_horizon, role), learning) for role in roles]
         prior, linear = prior_of(pairs[0][0], taught), baselines.fit_linear(*pairs[0], taught)
         models |= baselines.learnt_forecasts(pairs[0], pairs[1], (rows, epochs), seed)
     else:
@@ -155,18 +161,20 @@ def _models(
     return models, warnings
 
 
-def _teaching(artifact: Artifact, train: Sequence[Path]) -> tuple[list[Series], tuple[Role, Role], Epochs]:
+def _teaching(artifact: Artifact, train: Sequence[Path], first_ns: int) -> tuple[list[Series], Epochs]:
+    """Fold the baselines' candles; of candles on both sides of the first scored one only the earlier teach."""
     manifest = artifact.manifest
     runs = [run for path in train for run in dataset.read_series(path) if run.spec in manifest.signal_horizon]
     if not runs:
         raise CandlesError("none of the candles to fit the baselines on is of a spec that the artifact serves")
-    span = (min(run.span[0] for run in runs), max(run.span[1] for run in runs))
+    start, end = min(run.span[0] for run in runs), max(run.span[1] for run in runs)
+    span = (start, min(end, first_ns) if start < first_ns else end)
     folds = [cut(span, validate_from=1 - VALIDATE_SHARE, test_from=1.0)]
     epochs = dataset.epochs_of(
         runs, warmup=manifest.warmup, epoch=manifest.epoch, horizons=manifest.horizons,
         width=manifest.barrier_width, folds=folds,
     )  # fmt: skip
-    return runs, (Role.TRAIN, Role.VALIDATE), epochs
+    return runs, epochs
 
 
 def _figures(

@@ -68,7 +68,9 @@ def train(candles: Sequence[Path], out: Path, recipe: Recipe, *, progress: bool 
         raise CandlesError("the candles leave no rows to train on or none to validate with; give longer files")
     rows = epochs.x[:, epochs.warmup :][train_rows]
     normaliser = Normaliser.fit(rows, clip=recipe.clip)
-    material = Material.of(epochs, normaliser)
+    turned = epochs_of([dataset.mirrored(run) for run in runs], recipe) if recipe.mirror else None
+    material = Material.of(epochs, normaliser, turned)
+    del turned
     members = _members(recipe, material, out / MEMBERS_FOLDER, _identity(recipe, inputs), progress=progress)
     del material
     weights = ensemble.pack(members, recipe, normaliser)

@@ -1,12 +1,14 @@
 """Fit one member: truncated back-propagation over the stream, averaged weights, early stopping per head."""
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from training.dataset import Epochs
@@ -22,24 +24,28 @@ class Material:
     """What members are fitted on: normalised epochs [W+E, N, F] and their targets, for training and validation."""
 
     train_x: Tensor
+    mirrored_x: Tensor | None
+    """The same epochs with prices turned upside down."""
     train: Targets
     validate_x: Tensor
     validate: Targets
     warmup: int
 
     @classmethod
-    def of(cls, epochs: Epochs, normaliser: Normaliser) -> "Material":
+    def of(cls, epochs: Epochs, normaliser: Normaliser, mirrored: Epochs | None = None) -> "Material":
         """Normalise and sort epochs by what they are for; an epoch across a cut serves both sides with its own rows."""
+
+        def normalised(x: NDArray[np.float32]) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(normaliser.apply(x).swapaxes(0, 1)))
+
         parts = []
         for role in (Role.TRAIN, Role.VALIDATE):
             usable = epochs.usable(role)
             keep = usable.any(axis=(1, 2))
-            x = normaliser.apply(epochs.x[keep]).swapaxes(0, 1)
-            parts.append(
-                (torch.from_numpy(np.ascontiguousarray(x)), Targets.of(epochs.labels.part(keep), usable[keep]))
-            )
-        (train_x, train), (validate_x, validate) = parts
-        return cls(train_x, train, validate_x, validate, epochs.warmup)
+            parts.append((keep, normalised(epochs.x[keep]), Targets.of(epochs.labels.part(keep), usable[keep])))
+        (teach, train_x, train), (_, validate_x, validate) = parts
+        turned = None if mirrored is None else normalised(mirrored.x[teach])
+        return cls(train_x, turned, train, validate_x, validate, epochs.warmup)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,10 @@ def fit_member(recipe: Recipe, material: Material, *, seed: int, after_step: Cal
     for number in range(1, recipe.passes + 1):
         network.train()
         for lanes in _batches(order.permutation(n), recipe.batch):
-            for loss in _chunks(network, material, torch.from_numpy(lanes), recipe.bptt, weights):
+            x, targets = _lanes(
+                material, torch.from_numpy(lanes), torch.from_numpy(order.integers(0, 2, len(lanes)) > 0)
+            )
+            for loss in _chunks(network, x, targets, material.warmup, recipe.bptt, weights):
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -143,6 +152,8 @@ def _network(recipe: Recipe, material: Material) -> Network:
     touch = (on_touch.sum((0, 1)) / w.sum((0, 1))).clamp(1e-3, 1 - 1e-3)
     up = ((on_touch * material.train.up).sum((0, 1)) / on_touch.sum((0, 1)).clamp(min=1.0)).clamp(1e-3, 1 - 1e-3)
     variance = (w * material.train.log_ratio).sum((0, 1)) / w.sum((0, 1))
+    if material.mirrored_x is not None:
+        up = torch.full_like(up, 0.5)
     start = torch.stack((torch.logit(touch), torch.logit(up), variance), -1)
     network.heads.bias.data.copy_(start.flatten())  # the prior: training begins at skill zero
     return network
@@ -158,15 +169,26 @@ def _batches(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield np.sort(order[begin : begin + size])
 
 
-def _chunks(network: Network, material: Material, lanes: Tensor, length: int, weights: Tensor) -> Iterator[Tensor]:
-    """Carry the state through epochs side by side; yield the loss of each chunk that counts."""
+def _lanes(material: Material, lanes: Tensor, turn: Tensor) -> tuple[Tensor, Targets]:
+    """Take some epochs, those in `turn` mirrored: up and down have no names of their own to learn by heart."""
     x, targets = material.train_x[:, lanes], material.train.lanes(lanes)
+    if material.mirrored_x is None:
+        return x, targets
+    x = torch.where(turn[:, None], material.mirrored_x[:, lanes], x)
+    up = torch.where(turn[:, None], 1.0 - targets.up, targets.up)
+    return x, dataclasses.replace(targets, up=up)
+
+
+def _chunks(
+    network: Network, x: Tensor, targets: Targets, warmup: int, length: int, weights: Tensor
+) -> Iterator[Tensor]:
+    """Carry the state through epochs side by side; yield the loss of each chunk that counts."""
     state: State
     with torch.no_grad():
-        _, state = network(x[: material.warmup])
+        _, state = network(x[:warmup])
     for begin in range(0, targets.weight.shape[0], length):
         part = targets.chunk(begin, begin + length)
-        outputs, after = network(x[material.warmup + begin : material.warmup + begin + length], state)
+        outputs, after = network(x[warmup + begin : warmup + begin + length], state)
         sums, counts = head_losses(outputs, part)
         yield ((sums / counts.clamp(min=1.0)) * weights).sum(1).mean()
         state = (after[0].detach(), after[1].detach())

@@ -68,6 +68,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Decay per step of the averaged weights that are kept."""
     direction_weight: float = 0.1
     variance_weight: float = 0.25
+    mirror: bool = True
+    """Show half of the epochs upside down (1 / price), so that the direction heads cannot learn a drift by heart."""
     seed: int = 0
     threads: int = 1
 

@@ -33,7 +33,7 @@ def received(topic: str, payload: object) -> Received:
 
 
 def drawn(board: watch.Board) -> str:
-    console = Console(file=io.StringIO(), width=200)
+    console = Console(file=io.StringIO(), width=80)
     console.print(board.table())
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -76,9 +76,19 @@ def test_the_table_shows_status_state_signal_and_the_forming_candle() -> None:
     board.take(received("lstmd/status", {"state": "online"}))
     board.take(received("lstmd/binance/BTC-USDT-PERP/availability", {"state": "tainted"}))
     board.take(received(f"{TOPIC}/last", SIGNAL))
-    board.take(received(f"{TOPIC}/live", {"side": "short", "p_long": 0.1, "p_short": 0.4, "price": 63001.0}))
+    board.take(received(f"{TOPIC}/live", {"side": "short", "p_short": 0.4, "p_flat": 0.5, "p_long": 0.1}))
     text = drawn(board)
-    for part in ("lstmd: online", "BTC-USDT-PERP", "tainted", "10:01:00", "63000.5", "long", "0.500", "short -0.300"):
+    for part in (
+        "lstmd: online",
+        "BTC-USDT-PERP",
+        "tainted",
+        "10:01:00",
+        "63000.5",
+        "long",
+        "20/30/50",
+        "+1.2",
+        "40/50/10",
+    ):
         assert part in text
 
 

@@ -313,3 +313,11 @@ async def test_against_the_independent_exchange() -> None:
     expected = folded(trades, market, MINUTE)
     assert len(candles) == 59
     assert all(figures(c)[:5] == expected[c.open_time_ns][:5] for c in candles if c.trades)
+    path = shared("trades/binance_um_APEUSDT-aggTrades-2024-10-18.zip")
+    emulator = Emulator({"APEUSDT": tape_from(path, "APEUSDT")}, start_ns=now)
+    async with opened(await emulator.start()) as history:
+        (ours,) = (await history.markets()).values()
+        again = await history.candles(ours, MINUTE, start_ns=now - 3600 * NS_PER_S, end_ns=now)
+        assert all(a.same_figures(b) for a, b in zip(again, candles, strict=True))
+        assert (ours.symbol, ours.listed_at_ns) == (market.symbol, market.listed_at_ns)
+    await emulator.stop()
