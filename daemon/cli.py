@@ -211,8 +211,44 @@ def train(
         _print_json({"folder": str(summary.folder), "model": summary.model_id, "report": summary.report})
         return
     typer.echo(f"{summary.model_id} in {summary.folder}")
-    for name, card in summary.report.get("test", {}).items():
-        typer.echo(f"  {name}: {card}")
+    _print_tree(summary.report)
+
+
+@app.command()
+def evaluate(
+    candles: Annotated[
+        list[Path], typer.Option("--candles", help="Parquet file of candles to score; more may follow.")
+    ],
+    more: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="Further files of candles.")] = None,
+    artifact: Annotated[str, typer.Option(help="`default` or a folder.")] = "default",
+    train: Annotated[list[Path] | None, typer.Option(help="Candles that teach the baselines, any number.")] = None,
+    since: Annotated[str | None, typer.Option(help="Score from this UTC day on.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the report as a page.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score an artifact on candles, beside baselines on the very same rows."""
+    import datetime as dt
+
+    from inference import artifact as artifacts
+    from training import evaluate as evaluation
+    from training.dataset import CandlesError
+
+    try:
+        day = dt.date.fromisoformat(since) if since else None
+    except ValueError:
+        raise typer.BadParameter(f"{since!r} is not a day such as 2025-01-06", param_hint="--since") from None
+    try:
+        scored = evaluation.assess([*candles, *(more or [])], artifacts.resolve(artifact), train=train, since=day)
+    except CandlesError as error:
+        _fail(str(error))
+    if html:
+        from training.report import page
+
+        html.write_text(page(scored), encoding="utf-8")
+    if as_json:
+        _print_json(scored.result)
+        return
+    _print_tree(scored.result)
 
 
 @app.command()
@@ -266,6 +302,16 @@ def _credentials(mqtt: "Mqtt") -> "Credentials":
 
     password = mqtt.password.get_secret_value() if mqtt.password else None
     return Credentials(mqtt.username, password, mqtt.ca_file, mqtt.client_cert, mqtt.client_key)
+
+
+def _print_tree(value: dict[str, Any], indent: int = 0) -> None:
+    """Print nested figures for people."""
+    for key, inner in value.items():
+        if isinstance(inner, dict) and any(isinstance(part, dict) for part in inner.values()):
+            typer.echo(f"{'  ' * indent}{key}")
+            _print_tree(inner, indent + 1)
+        else:
+            typer.echo(f"{'  ' * indent}{key}: {inner}")
 
 
 def _print_json(value: Any) -> None:

@@ -25,6 +25,7 @@ from feeds.exchanges.base import Codec
 from feeds.history import PAGE_ROWS, History, open_history
 from feeds.market import NS_PER_DAY, CandleSpec, Market
 from feeds.runner import FeedRunner
+from feeds.subscription import plan
 from inference.engine import Phase
 
 REPAIR_POLL_S = 0.25
@@ -35,13 +36,45 @@ REFUSED_PAUSE_S = 60.0
 """How long a market rests after the exchange refused a request of ours for it."""
 SILENT_S = 60.0
 """A market without any event for this long is stale, whatever its connection says."""
+HISTORY_CAP_S = 5.0
+"""Longest pause between two tries to reach the exchange's history; the exchange's own word on limits goes before."""
 FUNDING_BEFORE_NS = 2 * NS_PER_DAY
 """How much older than the fold the funding history begins: enough to know its interval."""
 _T = TypeVar("_T")
 
 
+class Wire:
+    """One connection's markets: the sink of its `FeedRunner`."""
+
+    def __init__(self, markets: list[MarketPipeline], desk: "Desk") -> None:
+        self.markets = markets
+        self.live = False
+        """Whether all streams are confirmed."""
+        self.reason = "connecting"
+        """Why not."""
+        self._desk = desk
+
+    def connected(self) -> None:
+        """Note that all streams are confirmed."""
+        self.live, self.reason = True, ""
+        for market in self.markets:
+            market.connected()
+        self._desk.ask_clock_soon()
+
+    def lost(self, reason: str) -> None:
+        """Note the connection's loss."""
+        self.live, self.reason = False, reason
+        for market in self.markets:
+            market.lost()
+        self._desk.count_loss()
+
+    def events(self, events: list[Event]) -> None:
+        """Pass a frame's events on."""
+        self._desk.events(events)
+
+
 class Desk:
-    """A feed of the configuration: one exchange, its markets and candle specs. It is the sink of its `FeedRunner`."""
+    """A feed of the configuration: one exchange, its markets and candle specs."""
 
     def __init__(
         self, number: int, feed: Feed, pipeline: Pipeline, store: Store, metrics: Metrics, moved: Callable[[], None]
@@ -50,16 +83,15 @@ class Desk:
         self.number, self.feed, self.exchange = number, feed, feed.exchange
         self.specs = [CandleSpec.parse(text) for text in feed.candles]
         self.markets: list[MarketPipeline] = []
-        self.live = False
-        """Whether all streams are confirmed."""
         self.reason = "starting"
-        """Why not."""
+        """What keeps the markets from being taken up."""
         self.reconnects = 0
+        self._wires: list[Wire] = []
         self._pipeline, self._store, self._metrics, self._moved = pipeline, store, metrics, moved
         self._codec = CODECS[feed.exchange]
         self._history: History = open_history(feed.exchange, feed.rest_url)
         self._log = structlog.get_logger().bind(exchange=feed.exchange)
-        self._backoff = Backoff(clock.rng())
+        self._backoff = Backoff(clock.rng(), cap_s=HISTORY_CAP_S)
         self._unreachable = False
         self._single_holes: dict[str, int] = {}
         self._rests_until_s: dict[str, float] = {}
@@ -74,22 +106,33 @@ class Desk:
         """
         try:
             await self._take_up()
-            runner = FeedRunner(
-                codec_factory=self._new_codec,
-                url=self._new_codec().url(self.feed.ws_url),
-                sink=self,
-                now_ns=clock.now_ns,
-                rng=clock.rng(),
-                log=self._log,
-            )
             async with asyncio.TaskGroup() as group:
-                group.create_task(runner.run(stop), name=f"feed {self.exchange}")
+                for wire in self._wires:
+                    group.create_task(self._runner(wire).run(stop), name=f"feed {self.exchange}")
                 group.create_task(self._keep_whole(stop), name=f"repair {self.exchange}")
         finally:
             await self._history.aclose()
 
-    def _new_codec(self) -> Codec:
-        return self._codec([m.market for m in self.markets], {m.market.symbol: self.specs for m in self.markets})
+    def _runner(self, wire: Wire) -> FeedRunner:
+        markets = [m.market for m in wire.markets]
+        return FeedRunner(
+            codec_factory=lambda: self._new_codec(markets),
+            url=self._new_codec(markets).url(self.feed.ws_url),
+            sink=wire,
+            now_ns=clock.now_ns,
+            rng=clock.rng(),
+            log=self._log,
+        )
+
+    def _new_codec(self, markets: list[Market]) -> Codec:
+        return self._codec(markets, {market.symbol: self.specs for market in markets})
+
+    def _wire_up(self) -> None:
+        """Spread the markets over as few connections as the exchange's limit on streams allows, with head-room."""
+        by_symbol = {m.market.symbol: m for m in self.markets}
+        sizes = {symbol: len(self._new_codec([m.market]).streams) for symbol, m in by_symbol.items()}
+        groups = plan(sizes, max_streams=self._codec.max_streams)
+        self._wires = [Wire([by_symbol[symbol] for symbol in group], self) for group in groups]
 
     # ---- taking up
 
@@ -112,7 +155,7 @@ class Desk:
             await self._begin(pipeline, lines, now_ns)
             self.markets.append(pipeline)
         self._log.info("markets_taken_up", markets=len(self.markets), candles=self.feed.candles)
-        self.reason = "connecting"
+        self._wire_up()
         self._moved()
 
     def _choose(self, markets: dict[str, Market]) -> list[Market]:
@@ -165,22 +208,16 @@ class Desk:
         if starts_ns:
             pipeline.stitch_from(min(starts_ns))
 
-    # ---- the sink of the runner
+    # ---- what the wires tell
 
-    def connected(self) -> None:
-        """Note that all streams are confirmed."""
-        self.live, self.reason = True, ""
+    def ask_clock_soon(self) -> None:
+        """Ask the exchange's clock in the next round: it has moved on while a connection was away."""
         self._clock_asked_s = 0.0
-        for market in self.markets:
-            market.connected()
 
-    def lost(self, reason: str) -> None:
-        """Note the connection's loss."""
-        self.live, self.reason = False, reason
+    def count_loss(self) -> None:
+        """Count the loss of a connection."""
         self.reconnects += 1
         self._metrics.gaps_total.labels(self.exchange).inc()
-        for market in self.markets:
-            market.lost()
 
     def events(self, events: list[Event]) -> None:
         """Pass market events on and count the rest."""
@@ -211,13 +248,13 @@ class Desk:
                 if self._unreachable:
                     self._log.info("history_restored")
                     self._unreachable = False
-                    self._backoff = Backoff(clock.rng())
+                    self._backoff = Backoff(clock.rng(), cap_s=HISTORY_CAP_S)
                 return answer
 
     async def _keep_whole(self, stop: asyncio.Event) -> None:
         """Fill holes, bring funding up to date, and keep the exchange's time while its websocket is away."""
         while not stop.is_set():
-            if not self.live or not self._clock_asked_s:
+            if not self._clock_asked_s or not all(wire.live for wire in self._wires):
                 await self._ask_clock()
             for market in self.markets:
                 if self._rests_until_s.get(market.market.symbol, 0.0) > clock.monotonic_s():
@@ -279,17 +316,26 @@ class Desk:
             page = await self._insist(
                 lambda: self._history.trades(market.market, start_ns=wants.start_ns, from_id=wants.from_id)  # noqa: B023
             )
-            market.fill(page, at_end=self.live and len(page) < PAGE_ROWS)
+            market.fill(page, at_end=self._wire_of(market).live and len(page) < PAGE_ROWS)
             self._moved()
             if len(page) < PAGE_ROWS:
                 return
 
     # ---- how things stand
 
+    @property
+    def live(self) -> bool:
+        """Whether every connection has its streams confirmed."""
+        return bool(self._wires) and all(wire.live for wire in self._wires)
+
+    def _wire_of(self, market: MarketPipeline) -> Wire:
+        return next(wire for wire in self._wires if market in wire.markets)
+
     def availability(self, market: MarketPipeline) -> tuple[str, str]:
         """Say whether a market's signals can be relied on, and why not."""
-        if not self.live:
-            return "stale", self.reason
+        wire = self._wire_of(market)
+        if not wire.live:
+            return "stale", wire.reason
         lines = [channel.line for channel in market.channels.values()]
         final_ns = market.clock.now_ns - self._history.settle_ns
         for line in lines:

@@ -266,6 +266,11 @@ class Line:
             self.offer(msgspec.structs.replace(have[seq], origin=origin), cause)
         self._absent = {seq: ns for seq, ns in self._absent.items() if seq >= self.next_seq}
 
+    def void_holes(self, cause: Cause) -> None:
+        """Settle that what lies before a waiting ordinal will never come."""
+        while self._waiting and self.next_seq not in self._waiting:
+            self.offer_void(self.next_seq, cause)
+
     # ---- messages
 
     def take_work(self) -> LineWork:

@@ -137,6 +137,8 @@ class MqttLink:
             # Leaving may fail where the connection is gone already; that it is gone has been told elsewhere.
             with contextlib.suppress(aiomqtt.MqttError):
                 await client.__aexit__(None, None, None)
+            # Nobody may have been reading when it was lost, and asyncio complains of errors that nobody looked at.
+            _seen(client._disconnected)
 
     async def _entered(self, suffix: str, with_will: bool) -> aiomqtt.Client:
         """Connect, by the newest protocol that the broker knows."""
@@ -249,7 +251,7 @@ class Connection:
 
 def _seen(future: asyncio.Future[None]) -> None:
     """Take note of a failure, so that a caller may drop the future of a message that may be lost."""
-    if not future.cancelled():
+    if future.done() and not future.cancelled():
         future.exception()
 
 

@@ -16,6 +16,8 @@ from daemon.store import OutboxRow, Store
 from daemon.topics import with_context
 from feeds.backoff import Backoff
 
+RETRY_CAP_S = 5.0
+"""Longest pause between two tries to reach the broker: signals wait for it, and a broker minds no callers."""
 DRAIN_S = 5.0
 """How long a graceful stop waits for the broker's acknowledgements."""
 
@@ -39,7 +41,7 @@ class Publisher:
         self._link, self._store, self._stamp = link, store, stamp
         self._status_topic, self._online, self._offline = status_topic, online, offline
         self._inflight_max = inflight_max
-        self._backoff = Backoff(rng)
+        self._backoff = Backoff(rng, cap_s=RETRY_CAP_S, reset_after_s=RETRY_CAP_S)
         self._log = structlog.get_logger().bind(broker=link.where)
         self._retained: dict[str, bytes] = {}
         self._newest: dict[str, OutboxRow] = {row.topic: row for row in store.newest()}

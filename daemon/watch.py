@@ -6,7 +6,6 @@ import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -71,7 +70,7 @@ class Board:
         table = Table(
             title=f"{self.base}: {self.status}, {self.signals} signals",
             caption=f"{self.passed_over} signals of further markets not shown" if self.passed_over else None,
-            box=box.SIMPLE_HEAD,
+            box=None,
             padding=(0, 1, 0, 0),
         )
         for name in ("market", "state", "closed at", "close", "side", "s/f/l %", "edge bps", "now s/f/l"):

@@ -17,7 +17,7 @@ class Backoff:
         *,
         initial_s: float = 0.2,
         cap_s: float = 30.0,
-        reset_after_s: float = 30.0,
+        reset_after_s: float = 10.0,
         spacing_s: float = 0.2,
     ) -> None:
         self._rng = rng

@@ -21,6 +21,8 @@ from training.splits import Fold, Role, cut
 
 VALIDATE_SHARE = 0.2
 """Last part of the candles given for the baselines: it stops and shrinks them."""
+EARLIER_SHARE = 0.25
+"""Of the time of candles given for the baselines: if more lies before the first scored candle, the rest is left out."""
 REFERENCE = "har"
 """The variance baseline that others are set against."""
 
@@ -142,7 +144,7 @@ def _models(
     if train:
         first = int(rows.outcome.close_time_ns.min())
         taught, learning = _teaching(artifact, train, first)
-        if min(run.span[0] for run in taught) >= first:
+        if (learning.close_time_ns[learning.role == Role.TRAIN] >= first).any():
             warnings.append("the baselines learnt from candles later than the scored ones")
         roles = (Role.TRAIN, Role.VALIDATE)
         pairs = [(rows_of(learning, taught, artifact.manifest.signal_horizon, role), learning) for role in roles]
@@ -162,13 +164,14 @@ def _models(
 
 
 def _teaching(artifact: Artifact, train: Sequence[Path], first_ns: int) -> tuple[list[Series], Epochs]:
-    """Fold the baselines' candles; of candles on both sides of the first scored one only the earlier teach."""
+    """Fold the baselines' candles; where a fair part of them lies before the first scored one, only that part teaches."""
     manifest = artifact.manifest
     runs = [run for path in train for run in dataset.read_series(path) if run.spec in manifest.signal_horizon]
     if not runs:
         raise CandlesError("none of the candles to fit the baselines on is of a spec that the artifact serves")
     start, end = min(run.span[0] for run in runs), max(run.span[1] for run in runs)
-    span = (start, min(end, first_ns) if start < first_ns else end)
+    enough = first_ns - start >= EARLIER_SHARE * (end - start)
+    span = (start, min(end, first_ns) if enough else end)
     folds = [cut(span, validate_from=1 - VALIDATE_SHARE, test_from=1.0)]
     epochs = dataset.epochs_of(
         runs, warmup=manifest.warmup, epoch=manifest.epoch, horizons=manifest.horizons,

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from inference import artifact as artifacts
 from inference import features
-from inference.artifact import Affine, Artifact, Calibration, Manifest, TrainingInput, TrainingRange
+from inference.artifact import PARITY_CANDLES_MIN, Affine, Artifact, Calibration, Manifest, TrainingInput, TrainingRange
 from inference.lstm import Combined, Weights
 from training import baselines, calibration, dataset, ensemble, parity, score
 from training.dataset import CandlesError, Epochs, Series
@@ -62,6 +62,8 @@ def train(candles: Sequence[Path], out: Path, recipe: Recipe, *, progress: bool 
     _settle(recipe)
     inputs = [(path, dataset.sha256_of(path)) for path in sorted(candles, key=lambda p: p.name)]
     runs = dataset.load([path for path, _ in inputs], also=recipe.resample)
+    if (longest := max(map(len, runs))) < PARITY_CANDLES_MIN:
+        raise CandlesError(f"{PARITY_CANDLES_MIN} candles in a row are needed to measure parity; the most is {longest}")
     epochs = epochs_of(runs, recipe)
     train_rows = epochs.usable(Role.TRAIN).any(axis=-1)
     if not train_rows.any() or not epochs.usable(Role.VALIDATE).any():

@@ -137,7 +137,7 @@ class Tape:
         """
         self._grow(now_ms)
         at = max(-(-start_ms // step_ms), self.begin_ms // step_ms) * step_ms
-        end = end_ms
+        end = min(end_ms, now_ms + 1)
         if at >= end:
             return []
         minute = now_ms // MINUTE_MS * MINUTE_MS

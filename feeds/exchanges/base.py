@@ -50,6 +50,15 @@ class Codec(Protocol):
     def has_kline(spec: CandleSpec) -> bool:
         """Tell whether the exchange publishes its own candles of `spec`."""
 
+    @staticmethod
+    def native_of(symbol: str) -> str:
+        """Return the exchange's name for a unified symbol, where no list of markets is at hand.
+
+        Raises:
+            ValueError: the exchange can have no such contract.
+
+        """
+
     def url(self, base: str | None = None) -> str:
         """Return the address to connect to; `base` replaces scheme, host and port."""
 

@@ -5,6 +5,7 @@ payload wrapped in ``{"stream", "data"}``. Un-wrapped payloads (captures of ``/w
 stream are read too.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -139,6 +140,15 @@ class BinanceCodec:
     def has_kline(spec: CandleSpec) -> bool:
         """Tell whether Binance publishes candles of `spec`: from 1m to 1d, by time."""
         return spec.interval_ns in _INTERVALS
+
+    @staticmethod
+    def native_of(symbol: str) -> str:
+        """Return Binance's name of a linear contract: ``BTC/USDT:USDT`` → ``BTCUSDT``, dated ``BTCUSDT_261225``."""
+        match = re.fullmatch(r"([^/:]+)/([^/:]+):\2(?:-(\d{6}))?", symbol)
+        if match is None:
+            raise ValueError(f"{symbol!r} is no linear contract of binance")
+        base, quote, expiry = match.groups()
+        return f"{base}{quote}_{expiry}" if expiry else f"{base}{quote}"
 
     def _names(self, market: Market) -> list[str]:
         symbol = market.native.lower()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from feeds.capture import read_agg_trades, read_candles
+from feeds.capture import AggTrade, read_agg_trades, read_candles
 from feeds.emulator import Emulator, Tape, serve, tape_from
 from feeds.emulator.clock import VirtualClock
 from feeds.emulator.player import KLINE_LAG_MS, TRADE_LAG_MS, Player
@@ -160,6 +160,16 @@ def test_candles_at_any_time_are_the_fold_of_the_trades_by_then(now: int, back: 
     assert [bar for bar in got if bar[K.FILLS]] == [bar for opened, bar in expected.items() if opened >= start]
     assert [bar[0] for bar in got] == list(range(max(start, tape.begin_ms // step_ms * step_ms), now + 1, step_ms))
     assert all(bar[K.OPEN] == before[K.CLOSE] for before, bar in pairwise(got) if not bar[K.FILLS])
+
+
+def test_a_window_that_begins_in_an_empty_interval_carries_the_close_before_it() -> None:
+    rows = [AggTrade(1, "7", "1", 1, 1, BEGIN_MS, False), AggTrade(2, "9", "2", 2, 2, BEGIN_MS + 4 * MINUTE_MS, True)]
+    tape = tape_of_trades("X", rows)
+    now = BEGIN_MS + 6 * MINUTE_MS
+    bars = tape.candles(MINUTE_MS, start_ms=BEGIN_MS + 2 * MINUTE_MS, end_ms=now + 1, now_ms=now)
+    assert [(bar[K.OPEN], bar[K.CLOSE], bar[K.VOLUME]) for bar in bars] == [
+        (7, 7, 0), (7, 7, 0), (9, 9, 2), (9, 9, 0), (9, 9, 0)
+    ]  # fmt: skip
 
 
 # ---- the clock and what falls due

@@ -273,7 +273,8 @@ async def test_a_row_that_cannot_be_is_not_believed(column: int, value: Any) -> 
 async def test_a_trade_that_cannot_be_is_not_believed(key: str, value: Any) -> None:
     row = {"a": 1, "p": "64000.5", "q": "0.010", "f": 1, "l": 1, "T": 1_700_000_040_000, "m": False}
     async with answering(lambda _: web.json_response([row])) as history:
-        assert (await history.trades(BTC))[0].price == 640005
+        (trade,) = await history.trades(BTC)
+        assert (trade.price, trade.size, trade.taker_is_buyer) == (640_005, 10, True)
     async with answering(lambda _: web.json_response([row | {key: value}])) as history:
         with pytest.raises(RemoteError):
             await history.trades(BTC)

@@ -255,6 +255,20 @@ async def test_many_failures_of_one_outage_are_one_loss() -> None:
     assert feed.logged == ["feed_lost", "feed_restored"]
 
 
+async def test_a_rate_limit_is_waited_out() -> None:
+    asked: list[float] = []
+
+    def limit_at_first(connection: ServerConnection, _: object) -> Any:
+        asked.append(asyncio.get_running_loop().time())
+        response = connection.respond(HTTPStatus.TOO_MANY_REQUESTS, "")
+        response.headers["Retry-After"] = "1"
+        return response if len(asked) == 1 else None
+
+    async with staged(trades(1), process_request=limit_at_first) as (_, url, _), feeding(url) as feed:
+        await feed.sink.until(lambda sink: bool(sink.ids))
+    assert asked[1] - asked[0] >= 1.0
+
+
 async def test_a_refused_request_makes_a_new_connection() -> None:
     async def refuse(websocket: ServerConnection) -> None:
         await websocket.send(json.dumps({"error": {"code": 2, "msg": "Invalid request"}, "id": 1}))

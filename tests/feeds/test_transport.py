@@ -1,11 +1,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from http import HTTPStatus
 
 import pytest
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
+from websockets.utils import accept_key
 
 from feeds.errors import RateLimited, RemoteError, RequestRefused
 from feeds.transport import connect
@@ -174,12 +176,10 @@ async def test_cancelled_anywhere_it_leaves_nothing_behind() -> None:
                 await connection.recv()
 
     async def chatter(websocket: ServerConnection) -> None:
-        try:
+        with suppress(ConnectionClosed):
             while True:
                 await websocket.send("x")
                 await asyncio.sleep(0)
-        except ConnectionClosed:
-            pass
 
     async with serve(chatter, "127.0.0.1", 0) as server:
         before = asyncio.all_tasks()
@@ -191,3 +191,33 @@ async def test_cancelled_anywhere_it_leaves_nothing_behind() -> None:
             await asyncio.wait([user])
             assert user.cancelled()
             await until(lambda: not server.connections and asyncio.all_tasks() == before)
+
+
+async def test_a_second_cancellation_does_not_wait_for_a_peer_that_never_closes() -> None:
+    gone = asyncio.Event()
+
+    async def shake_hands_only(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = (await reader.readuntil(b"\r\n\r\n")).decode()
+        key = next(line.split(": ")[1] for line in request.splitlines() if line.startswith("Sec-WebSocket-Key"))
+        head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade"
+        writer.write(f"{head}\r\nSec-WebSocket-Accept: {accept_key(key)}\r\n\r\n".encode())
+        with suppress(ConnectionResetError):
+            await reader.read()
+        gone.set()
+        writer.close()
+
+    async def use(url: str) -> None:
+        async with connect(url, close_timeout_s=300.0) as connection:
+            opened.set()
+            await connection.recv()
+
+    opened = asyncio.Event()
+    async with await asyncio.start_server(shake_hands_only, "127.0.0.1", 0) as server, asyncio.timeout(20):
+        user = asyncio.create_task(use(f"ws://127.0.0.1:{port_of(server)}"))
+        await opened.wait()
+        user.cancel()
+        await asyncio.sleep(0.05)
+        assert not user.done()
+        user.cancel()
+        await asyncio.wait([user])
+        await gone.wait()

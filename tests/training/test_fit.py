@@ -1,0 +1,113 @@
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from inference import artifact as artifacts
+from tests.training.test_dataset import write
+from training import fit, member, recipe, synthetic
+from training.dataset import CandlesError
+from training.recipe import Recipe, RecipeError
+
+TINY = Recipe(
+    name="tiny", hidden=16, members=2, direction_members=1, passes=2, batch=4, bptt=240, resample=(), horizons=(5, 15),
+    signal_horizon={"1m": 15},
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def candles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("candles")
+    runs = [synthetic.market(synthetic.PLANTED, 12_000, seed=seed) for seed in (1, 2)]
+    return [write(folder / f"m{i}.parquet", run) for i, run in enumerate(runs)]
+
+
+@pytest.fixture(scope="module")
+def made(candles: list[Path], tmp_path_factory: pytest.TempPathFactory) -> fit.Summary:
+    return fit.train(candles, tmp_path_factory.mktemp("made") / "artifact", TINY)
+
+
+def test_what_training_writes_may_be_used(made: fit.Summary, candles: list[Path]) -> None:
+    loaded = artifacts.load(made.folder)
+    manifest = loaded.manifest
+    assert loaded.model_id == made.model_id
+    assert manifest.parity is not None
+    assert manifest.parity.candles >= 10_000
+    assert [entry.name for entry in manifest.inputs] == ["m0.parquet", "m1.parquet"]
+    assert manifest.sizes.members == 3  # two, and the direction of one of them
+    assert manifest.recipe["passes"] == 2
+    assert {"all", "m0 1m", "m1 1m"} == set(manifest.report["test"])
+    assert sorted(p.name for p in made.folder.iterdir()) == ["manifest.json", "model.safetensors"]
+    text = (made.folder / "manifest.json").read_text()
+    assert str(candles[0].parent) not in text
+
+
+def test_it_learns_what_is_planted(made: fit.Summary) -> None:
+    test = made.report["test"]["all"]
+    assert test["log_loss_skill_pct"]["lo"] > 0
+    assert test["variance_r2"]["value"] > 0.2
+
+
+def test_same_recipe_candles_and_machine_give_the_same_hash(
+    made: fit.Summary, candles: list[Path], tmp_path: Path
+) -> None:
+    again = fit.train(candles[::-1], tmp_path, TINY)
+    assert again.model_id == made.model_id
+    assert (tmp_path / "manifest.json").read_bytes() == (made.folder / "manifest.json").read_bytes()
+    assert (tmp_path / "model.safetensors").read_bytes() == (made.folder / "model.safetensors").read_bytes()
+
+
+def test_another_seed_gives_another_model(made: fit.Summary, candles: list[Path], tmp_path: Path) -> None:
+    other = fit.train(candles, tmp_path, msgspec.structs.replace(TINY, seed=1))
+    assert other.model_id != made.model_id
+
+
+def test_a_run_that_was_broken_off_goes_on(
+    made: fit.Summary, candles: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+
+    def once(*args: object, seed: int, **rest: object) -> object:
+        seeds.append(seed)
+        if len(seeds) == 2:
+            raise KeyboardInterrupt
+        return member.fit_member(*args, seed=seed, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("training.fit.fit_member", once)
+    with pytest.raises(KeyboardInterrupt):
+        fit.train(candles, tmp_path, TINY)
+    assert not (tmp_path / "manifest.json").exists()
+    assert fit.train(candles, tmp_path, TINY).model_id == made.model_id
+    assert seeds == [0, 1, 1]
+
+
+def test_too_few_candles_are_refused(tmp_path: Path) -> None:
+    short = write(tmp_path / "short.parquet", synthetic.market(synthetic.PLANTED, 1500, seed=0))
+    with pytest.raises(CandlesError, match="in a row"):
+        fit.train([short], tmp_path / "out", TINY)
+
+
+def test_a_random_walk_teaches_no_direction(tmp_path: Path) -> None:
+    walk = write(tmp_path / "walk.parquet", synthetic.market(synthetic.RANDOM_WALK, 20_000, seed=3))
+    report = fit.train([walk], tmp_path / "out", TINY).report
+    assert report["test"]["all"]["direction_skill_pct"]["lo"] < 0.0
+
+
+def test_the_default_recipe_loads_and_a_wrong_one_names_its_key(tmp_path: Path) -> None:
+    assert recipe.load(recipe.DEFAULT).eras
+    for text, complaint in (
+        ("pases = 3", "pases"),
+        ("horizons = [15, 5]", "ascend"),
+        ("signal_horizon = { 1m = 7 }", "7"),
+        ("batch = 0", "batch"),
+    ):
+        (tmp_path / "r.toml").write_text(text)
+        with pytest.raises(RecipeError, match=complaint):
+            recipe.load(tmp_path / "r.toml")
+
+
+def test_the_report_card_is_json_without_nan(made: fit.Summary) -> None:
+    assert json.loads(json.dumps(made.report, allow_nan=False))["passes"] == [2, 2]
+    assert np.isfinite(made.report["prior"]["1m"]["touch"])
