@@ -254,7 +254,8 @@ class Desk:
     async def _keep_whole(self, stop: asyncio.Event) -> None:
         """Fill holes, bring funding up to date, and keep the exchange's time while its websocket is away."""
         while not stop.is_set():
-            if not self._clock_asked_s or not all(wire.live for wire in self._wires):
+            disputed = any(market.clock.disputed for market in self.markets)
+            if disputed or not self._clock_asked_s or not self.live:
                 await self._ask_clock()
             for market in self.markets:
                 if self._rests_until_s.get(market.market.symbol, 0.0) > clock.monotonic_s():

@@ -1,11 +1,13 @@
 """A tape in, the same signals out: the pipeline of the daemon over recorded frames, without broker, network or clock.
 
-A tape knows nothing from before its first trade, so it is taken for the market's listing: the folds begin there, as they do for a
-daemon that meets a market listed at that moment. What a tape lacks is marked, as live (`void`, reason ``not_in_tape``).
+A tape knows nothing from before its first trade, so that is taken for the market's listing: the folds begin there, as
+they do for a daemon that meets a market listed at that moment. What a tape lacks is marked `void`, ``not_in_tape``.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
+
+import msgspec
 
 from daemon import topics
 from daemon.line import Cause, Line, LineWork
@@ -13,8 +15,8 @@ from daemon.pipeline import MarketPipeline, Pipeline
 from feeds.capture import Frame
 from feeds.events import Kline, MarketEvent, MarketTrade, MarkPrice
 from feeds.exchanges import CODECS
-from feeds.market import CandleSpec, Market
-from feeds.sequence import Verdict
+from feeds.market import NS_PER_DAY, CandleSpec, Market
+from feeds.sequence import ExchangeClock, Verdict
 from inference.engine import Model
 
 _DECIMALS = 12
@@ -68,7 +70,7 @@ class Replay:
             ]
         except ValueError as error:
             raise TapeError(str(error)) from None
-        self._codec = kind(markets, {symbol: specs for symbol in symbols})
+        self._codec = kind(markets, dict.fromkeys(symbols, specs))
         self._pipeline = Pipeline(model, base_topic=base_topic)
         self._specs, self._by_exchange = specs, by_exchange
 
@@ -77,16 +79,18 @@ class Replay:
         for frame in frames:
             for event in self._codec.decode(frame.text, frame.receive_time_ns):
                 if isinstance(event, MarketTrade | MarkPrice | Kline):
-                    self._take(event)
+                    self._take(event, frame.receive_time_ns)
                     for line, work in self._pipeline.take_work():
                         yield from self._outputs(line, work)
 
-    def _take(self, event: MarketEvent) -> None:
+    def _take(self, event: MarketEvent, receive_time_ns: int) -> None:
         market = self._pipeline.markets.get((event.market.exchange, event.market.symbol))
         if market is None:
             if not isinstance(event, MarketTrade):
                 return
             market = self._begin(event.market, event.trade.event_time_ns)
+        # A tape has one source of time where live has several: its receiver's clock is the second witness to a jump.
+        market.clock.set(receive_time_ns - ExchangeClock.JUMP_NS // 2)
         self._pipeline.handle([event])
         for channel in market.channels.values():
             if channel.line.spec.by_time:
@@ -95,24 +99,22 @@ class Replay:
                 raise TapeError(f"trades are missing on the tape, so {channel.line.spec} candles cannot be told")
 
     def _begin(self, market: Market, first_ns: int) -> MarketPipeline:
-        listed = Market(
-            exchange=market.exchange,
-            symbol=market.symbol,
-            native=market.native,
-            price_decimals=market.price_decimals,
-            size_decimals=market.size_decimals,
-            listed_at_ns=first_ns,
-        )
-        pipeline = self._pipeline.add(listed)
+        pipeline = self._pipeline.add(msgspec.structs.replace(market, listed_at_ns=first_ns))
         pipeline.clock.set(first_ns)
-        pipeline.settle_funding([], _FOREVER_NS)  # a tape of trades says nothing of funding: none is weighed
+        pipeline.settle_funding([], _FOREVER_NS)  # a tape of trades says nothing of funding, so none is weighed
         for spec in self._specs:
-            line = pipeline.add(spec, self._pipeline.model, grace_ns=self._codec.grace_ns, has_kline=True, by_exchange=self._by_exchange)
+            line = pipeline.add(
+                spec,
+                self._pipeline.model,
+                grace_ns=self._codec.grace_ns,
+                has_kline=True,  # nothing can be fetched here, so no candle waits for a stitch
+                by_exchange=self._by_exchange,
+            )
             if spec.by_time:
                 line.begin(newest_seq=spec.seq_at(first_ns), stream_seq=None, journal=[], snapshot=None)
                 pipeline.channels[spec.text].closer.see(spec.open_of(first_ns))
             else:
-                line.begin_events(stream_seq=None, first_day=first_ns // 86_400_000_000_000)
+                line.begin_events(stream_seq=None, first_day=first_ns // NS_PER_DAY)
         return pipeline
 
     def _outputs(self, line: Line, work: LineWork) -> Iterator[Output]:

@@ -50,7 +50,10 @@ class FeedRunner:
         rng: random.Random,
         log: FilteringBoundLogger,
         ack_timeout_s: float = 10.0,
+        tap: Callable[[int, bytes], None] | None = None,
     ) -> None:
+        """Set up; `tap` sees every frame as it came, with the time of its receipt, before it is understood."""
+        self._tap = tap
         self._codec_factory, self._url, self._sink = codec_factory, url, sink
         self._now_ns, self._rng, self._log = now_ns, rng, log
         self._ack_timeout_s = ack_timeout_s
@@ -142,8 +145,10 @@ class FeedRunner:
         frames, busy_s = 0, 0.0
         while True:
             frame = await connection.recv()  # does not suspend while frames are queued
-            began_s = time_s()
-            if self._take(codec.decode(frame, now_ns()), session, began_s):
+            began_s, receive_ns = time_s(), now_ns()
+            if self._tap:
+                self._tap(receive_ns, frame)
+            if self._take(codec.decode(frame, receive_ns), session, began_s):
                 return
             frames, busy_s = frames + 1, busy_s + time_s() - began_s
             if frames >= _BURST_FRAMES or busy_s >= _BURST_S:

@@ -69,8 +69,14 @@ class ExchangeClock:
         self._claims: dict[str, int] = {}
 
     def set(self, time_ns: int) -> None:
-        """Take the time of the exchange's own clock endpoint, forward only."""
+        """Take the time of the exchange's own clock endpoint, forward only; it settles every dispute."""
         self.now_ns = max(self.now_ns, time_ns)
+        self._claims.clear()
+
+    @property
+    def disputed(self) -> bool:
+        """Whether a jump waits for a second source."""
+        return bool(self._claims)
 
     def believes(self, source: str, time_ns: int) -> bool:
         """Tell whether an event of `source` at `time_ns` is plausible, and move the clock if so."""

@@ -59,8 +59,12 @@ class Model:
         self.policy = hashlib.blake2b(msgspec.json.encode(decisive, order="deterministic"), digest_size=8).hexdigest()
 
     def horizon(self, spec: CandleSpec) -> int:
-        """Candles ahead that a signal of `spec` speaks of."""
-        return self.artifact.manifest.signal_horizon[spec.text]
+        """Candles ahead that a signal of `spec` speaks of; the first horizon where the artifact does not name the spec.
+
+        Such a spec is refused for signals; the candles of a tape may be asked for all the same.
+        """
+        manifest = self.artifact.manifest
+        return manifest.signal_horizon.get(spec.text, manifest.horizons[0])
 
 
 class MarketEngine:

@@ -164,7 +164,7 @@ def _models(
 
 
 def _teaching(artifact: Artifact, train: Sequence[Path], first_ns: int) -> tuple[list[Series], Epochs]:
-    """Fold the baselines' candles; where a fair part of them lies before the first scored one, only that part teaches."""
+    """Fold the baselines' candles; where a fair part lies before the first scored one, only that part teaches."""
     manifest = artifact.manifest
     runs = [run for path in train for run in dataset.read_series(path) if run.spec in manifest.signal_horizon]
     if not runs:

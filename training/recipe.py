@@ -53,20 +53,20 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Differently seeded networks whose logits are averaged."""
     direction_members: int = 2
     """How many of them also leave their weights of the pass that was best for direction, which over-fits first."""
-    passes: int = 8
+    passes: int = 14
     patience: int = 3
     """Passes without a better validation loss before a member stops."""
-    batch: int = 64
+    batch: int = 32
     """Epochs side by side."""
     bptt: int = 120
     """Candles between two optimiser steps; gradients end there, the state is carried on."""
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.05
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.2
     dropout: float = 0.3
     """Of the hidden state before the heads, in training only."""
-    ema: float = 0.99
+    ema: float = 0.998
     """Decay per step of the averaged weights that are kept."""
-    direction_weight: float = 0.1
+    direction_weight: float = 0.3
     variance_weight: float = 0.25
     mirror: bool = True
     """Show half of the epochs upside down (1 / price), so that the direction heads cannot learn a drift by heart."""

@@ -17,6 +17,7 @@ from feeds.emulator.venue import (
     decimal_text,
     funding_rate,
     kline_row,
+    next_funding,
     next_funding_ms,
 )
 
@@ -113,10 +114,9 @@ class Rest:
 
     def _premium_index(self, query: Mapping[str, str]) -> Any:
         now = self._venue.clock.now_ms()
-        due = next_funding_ms(now)
         found = []
         for tape in self._tapes(query):
-            price, rate = decimal_text(tape.price_at(now), tape.price_decimals), funding_rate(tape.native, due)
+            price, (rate, due) = decimal_text(tape.price_at(now), tape.price_decimals), next_funding(tape, now)
             found.append({
                 "symbol": tape.native, "markPrice": price, "indexPrice": price, "estimatedSettlePrice": price,
                 "lastFundingRate": rate, "interestRate": "0.00010000", "nextFundingTime": due, "time": now,
@@ -125,6 +125,8 @@ class Rest:
 
     def _funding_rate(self, query: Mapping[str, str]) -> Any:
         tape, now = self._tape(query), self._venue.clock.now_ms()
+        if not tape.funded:
+            return []
         limit = _integer(query, "limit", 100, most=ROWS_MAX)
         first = next_funding_ms(max(_integer(query, "startTime", 0), tape.begin_ms) - 1)
         dues = range(first, min(_integer(query, "endTime", now), now) + 1, FUNDING_MS)

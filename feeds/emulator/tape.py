@@ -106,6 +106,11 @@ class Tape:
         self.begin_ms = int(self._trades[0, T.TIME])
 
     @property
+    def funded(self) -> bool:
+        """Whether funding is settled: invented markets have it; recordings do not say, and none is made up."""
+        return self._more is not None
+
+    @property
     def end_ms(self) -> int | None:
         """Time of the last trade; None when the tape does not end."""
         return None if self._more is not None else int(self._trades[-1, T.TIME])

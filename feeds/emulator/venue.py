@@ -75,11 +75,17 @@ def kline_data(tape: Tape, bar: list[int], interval: str, *, event_ms: int, clos
 def mark_data(tape: Tape, second_ms: int) -> str:
     """Write the mark price of a whole second; mark and index are the last trade's price."""
     p = decimal_text(tape.price_at(second_ms), tape.price_decimals)
-    due = next_funding_ms(second_ms)
+    rate, due = next_funding(tape, second_ms)
     return (
         f'{{"e":"markPriceUpdate","E":{second_ms},"s":"{tape.native}","p":"{p}","ap":"{p}","P":"{p}","i":"{p}",'
-        f'"r":"{funding_rate(tape.native, due)}","T":{due},"st":1}}'
+        f'"r":"{rate}","T":{due},"st":1}}'
     )
+
+
+def next_funding(tape: Tape, now_ms: int) -> tuple[str, int]:
+    """Return rate and time of the next settlement, as the exchange writes them: empty and 0 where there is none."""
+    due = next_funding_ms(now_ms)
+    return (funding_rate(tape.native, due), due) if tape.funded else ("", 0)
 
 
 def next_funding_ms(now_ms: int) -> int:

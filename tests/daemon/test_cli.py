@@ -37,7 +37,10 @@ def config(tmp_path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-@pytest.mark.parametrize("command", ["run", "check-config", "demo", "watch", "emulate", "train", "evaluate", "schema", "doctor"])
+COMMANDS = ("run", "check-config", "demo", "watch", "emulate", "train", "evaluate", "schema", "doctor")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str) -> None:
     done = lstmd(command, "--help")
     assert done.returncode == 0, done.stderr
