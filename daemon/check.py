@@ -58,6 +58,7 @@ def _symbols(number: int, feed: Feed) -> Iterator[Problem]:
 
 
 def _specs(number: int, feed: Feed) -> Iterator[Problem]:
+    lengths: dict[int, str] = {}
     for at, text in enumerate(feed.candles):
         key = f"feeds[{number}].candles[{at}]"
         try:
@@ -65,6 +66,8 @@ def _specs(number: int, feed: Feed) -> Iterator[Problem]:
         except ValueError as error:
             yield Problem(key, str(error))
             continue
+        if spec.by_time and lengths.setdefault(spec.interval_ns, text) != text:
+            yield Problem(key, f"{text} is as long as {lengths[spec.interval_ns]}")
         if feed.exchange not in TRADE_HISTORY and (not spec.by_time or spec.interval_ns < MINUTE_NS):
             yield Problem(key, f"{feed.exchange} serves too little trade history to repair a gap in {text} candles")
 

@@ -1,23 +1,23 @@
 """One market's candles of one spec, from closed candle to durable message: the ledger of ordinals. Pure.
 
-A line takes closed candles from wherever they come (trades, the exchange's klines, backfill, the journal), folds them strictly
-in order of their ordinals, and produces exactly one message for each ordinal. A missing ordinal is a hole: what follows waits
-behind it, and `missing` says what to ask the exchange for.
+A line takes closed candles from wherever they come (trades, the exchange's klines, backfill, the journal), folds them
+strictly in order of their ordinals, and produces exactly one message for each ordinal. A missing ordinal is a hole: what
+follows waits behind it, and `missing` says what to ask the exchange for.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from daemon import topics
 from daemon.topics import Context, Signal, Void
-from feeds.market import NS_PER_S, SEQ_PER_DAY, Candle, CandleSpec, Market, Origin
+from feeds.market import NS_PER_DAY, NS_PER_S, SEQ_PER_DAY, Candle, CandleSpec, Market, Origin
 from inference.engine import Answer, MarketEngine, Phase
 from inference.funding import FundingBook
 
 VOID_SPACING_NS = 30 * NS_PER_S
-"""Two reads this far apart by the exchange's clock must lack a candle, before it counts as one the exchange does not have."""
+"""Two reads this far apart by the exchange's clock must lack a candle, before it counts as one that does not exist."""
 MIN_VALID_NS = NS_PER_S
 """A signal on an event candle is valid for at least this long."""
 
@@ -33,6 +33,7 @@ class Draft(msgspec.Struct, frozen=True):
     """A durable message whose context is still to be completed by the shell."""
 
     seq: int
+    kind: str
     topic: str
     time_ns: int
     """Close of the candle, by the exchange."""
@@ -83,6 +84,8 @@ class Line:
         self._history: deque[Ordinal] = deque(maxlen=2 * model.epoch + model.warmup)
         self._waiting: dict[int, tuple[Ordinal, Cause]] = {}
         self._absent: dict[int, int] = {}
+        self._owed: int | None = None
+        """The first ordinal that still has no message; None before the stream begins."""
         self._context = context
         self._work = LineWork([], [], [], [])
         self._leading_gap = False
@@ -113,28 +116,50 @@ class Line:
         self.next_seq = start
         if contiguous:
             self._replay(rows, snapshot)
-        if self.publish_from > after:
-            self._gap(after, self.publish_from - 1)
+        if stream_seq is not None:
+            self._owe(after, self.publish_from, "absent_too_long")
         self._leading_gap = not contiguous
 
     def _replay(self, rows: list[Ordinal], snapshot: bytes | None) -> None:
-        self.engine.reset()
-        restored = False
-        if snapshot is not None:
-            try:
-                self.engine.restore(snapshot)
-                restored = True
-            except ValueError:
-                self.engine.reset()  # another model or layout wrote it: the journal says the same
+        restored = snapshot is not None and self._restored(snapshot)
         for row in rows:
             if not restored:
                 self._advance(row)
             self._remember(row)
 
-    def begin_events(self, *, stream_seq: int | None, first_day: int) -> None:
-        """Take up an event line: its candles are numbered within the day, so a day is always read from its start."""
-        self.publish_from = stream_seq + 1 if stream_seq is not None else 0
+    def _restored(self, snapshot: bytes) -> bool:
+        self.engine.reset()
+        try:
+            self.engine.restore(snapshot)
+        except ValueError:
+            return False  # another model or layout wrote it: the journal says the same
+        return True
+
+    def begin_events(
+        self,
+        *,
+        stream_seq: int | None,
+        first_day: int,
+        journal: Sequence[Ordinal] = (),
+        snapshot: bytes | None = None,
+    ) -> None:
+        """Take up an event line where it was left, or at the beginning of `first_day`.
+
+        Candles are numbered within the UTC day, so the trades of a day are always read from its start. `journal` is the
+        line's since `first_day`, `snapshot` the state after it. Without them messages begin a day later, as the state
+        for a day's candles asks for the day before; unless the market was listed on `first_day`.
+        """
+        if journal and snapshot is not None and self._restored(snapshot):
+            self.next_seq = journal[-1].seq + 1
+            self.publish_from = self.next_seq if stream_seq is None else stream_seq + 1
+            return
+        listed_ns = self.market.listed_at_ns
+        known_day = first_day if listed_ns is not None and listed_ns // NS_PER_DAY >= first_day else first_day + 1
         self.next_seq = first_day * SEQ_PER_DAY + 1
+        self.publish_from = known_day * SEQ_PER_DAY
+        if stream_seq is not None:
+            self.publish_from = max(stream_seq + 1, self.publish_from)
+            self._owe(stream_seq + 1, self.publish_from, "absent_too_long")
 
     # ---- candles
 
@@ -145,8 +170,8 @@ class Line:
             self.drain(cause)
 
     def offer_void(self, seq: int, cause: Cause) -> None:
-        """Take the finding that there is no candle `seq`."""
-        if seq >= self.next_seq:
+        """Take the finding that there is no candle `seq`; one that has come meanwhile stands."""
+        if seq >= self.next_seq and seq not in self._waiting:
             self._waiting[seq] = (Ordinal(seq, None), cause)
             self.drain(cause)
 
@@ -173,7 +198,8 @@ class Line:
         first = min(self._waiting)
         if first % SEQ_PER_DAY == 1 and first > self.next_seq:
             if first - 1 >= self.publish_from and self.engine.phase is not Phase.COLD:
-                self._void("day", first - 1, first - 1, first // SEQ_PER_DAY * 86_400 * NS_PER_S, "day_begins", "", Cause(0))
+                day_ns = first // SEQ_PER_DAY * NS_PER_DAY
+                self._void("day", first - 1, first - 1, day_ns, "day_begins", "", Cause(day_ns))
             self.next_seq = first
 
     def _fold(self, row: Ordinal, charge: float, cause: Cause, *, late: bool) -> None:
@@ -184,6 +210,9 @@ class Line:
             return
         if row.candle is not None:
             self._work.candles.append(row.candle)
+        if answer is None and void_hash is None:
+            return
+        self._owe(self._owed, row.seq, "model_not_ready")
         if answer is not None and row.candle is not None:
             self._signal(row.candle, answer, cause, late=late)
         elif void_hash is not None:
@@ -208,7 +237,10 @@ class Line:
             self.newest_ns = row.candle.close_time_ns
 
     def audit(self, official: Candle) -> bool:
-        """Set a folded candle against the exchange's; on a difference repair journal and state. Return whether they agree."""
+        """Set a folded candle against the exchange's; on a difference repair journal and state.
+
+        Return whether they agree.
+        """
         waiting = self._waiting.get(official.seq)
         if waiting and waiting[0].candle and not waiting[0].candle.same_figures(official):
             self._waiting[official.seq] = (Ordinal(official.seq, official), waiting[1])
@@ -278,9 +310,12 @@ class Line:
         work, self._work = self._work, LineWork([], [], [], [])
         return work
 
-    def _gap(self, first: int, last: int) -> None:
-        close_ns = last * self.spec.interval_ns if self.spec.by_time else 0
-        self._void("gap", first, last, close_ns, "absent_too_long", "", Cause(close_ns))
+    def _owe(self, first: int | None, then: int, reason: str) -> None:
+        """Cover the ordinals from `first` to the one before `then`, which is next to have a message of its own."""
+        if first is not None and first < then:
+            time_ns = (then - 1) * self.spec.interval_ns if self.spec.by_time else then // SEQ_PER_DAY * NS_PER_DAY
+            self._void("gap", first, then - 1, time_ns, reason, "", Cause(time_ns))
+        self._owed = then
 
     def _identity(self, seq: int, inputs_hash: str) -> dict[str, str | int]:
         model = self.engine.model
@@ -320,6 +355,9 @@ class Line:
             reasons=[reason],
             context=Context(),
         )
+        if kind == "gap":
+            named = (self.market.exchange, self.market.symbol, self.spec.text)
+            payload.id = topics.gap_id(*named, first, last, payload.model, payload.policy)
         self._draft(payload, close_ns, self.spec.interval_ns, cause, origin=None, late=True)
 
     def _draft(self, payload: Signal | Void, close_ns: int, valid_ns: int, cause: Cause, *, origin: str | None, late: bool) -> None:
@@ -330,6 +368,7 @@ class Line:
         self._work.drafts.append(
             Draft(
                 seq=payload.seq,
+                kind=payload.kind,
                 topic=self.topic,
                 time_ns=close_ns,
                 valid_until_ns=close_ns + valid_ns,

@@ -1,12 +1,12 @@
 """Topics and payloads: the contract with subscribers. Pure.
 
-Every payload is one JSON object of a type below; JSON Schema and AsyncAPI are generated from these types. Times are RFC 3339
-UTC text with milliseconds.
+Every payload is one JSON object of a type below; JSON Schema and AsyncAPI are generated from these types. Times are RFC
+3339 UTC text with milliseconds.
 """
 
 import datetime as dt
 import hashlib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -75,9 +75,11 @@ class Signal(msgspec.Struct, kw_only=True):
 
 
 class Void(msgspec.Struct, kw_only=True):
-    """An ordinal without a signal: the exchange has no such candle (`void`), an absence was too long to make up for
-    (`gap`, the ordinals `from_seq` to `to_seq`), or the day of event candles begins (`day`).
-    """  # noqa: D205
+    """Ordinals without a signal, `from_seq` to `to_seq`.
+
+    The exchange has no such candle (`void`); or an absence was too long to make up for, the model was not ready, or what
+    waited for the broker was too much (`gap`); or the day of event candles begins (`day`).
+    """
 
     schema: str = SCHEMA
     kind: Literal["void", "gap", "day"]
@@ -192,7 +194,7 @@ class Request(msgspec.Struct, kw_only=True):
     transaction: str | int | None = None
     topic: str | None = None
     """`replay`: the signal topic to send again."""
-    from_seq: int | None = None
+    from_seq: Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)] | None = None
     level: str | None = None
     """`log_level`: the new level."""
 
@@ -257,6 +259,12 @@ def rfc3339(time_ns: int) -> str:
 def signal_id(market: Market, spec: CandleSpec, seq: int, model: str, policy: str, inputs_hash: str) -> str:
     """Derive a signal's id from all that decides its bytes."""
     parts = (market.exchange, market.symbol, spec.text, str(seq), model, policy, inputs_hash)
+    return hashlib.blake2b("|".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def gap_id(exchange: str, symbol: str, spec: str, first: int, last: int, model: str, policy: str) -> str:
+    """Derive the id of a gap message; its range takes the place of the inputs."""
+    parts = ("gap", exchange, symbol, spec, str(first), str(last), model, policy)
     return hashlib.blake2b("|".join(parts).encode(), digest_size=16).hexdigest()
 
 

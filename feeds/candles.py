@@ -81,9 +81,8 @@ class TimeCandles:
         self._seen_since_ns = self._last_price = None
 
     def carry(self, price: float) -> None:
-        """Learn the price that an interval without trades carries on, where none is known."""
-        if self._last_price is None:
-            self._last_price = round(price * self._price_unit)
+        """Learn from the exchange the price that intervals without trades carry on."""
+        self._last_price = round(price * self._price_unit)
 
     def add(self, trade: Trade) -> list[Candle]:
         """Take the next trade; return the candles it closes, oldest first."""
@@ -92,7 +91,7 @@ class TimeCandles:
             self.late += 1
             return []
         if self._seen_since_ns is None:
-            self._seen_since_ns = time_ns
+            self._seen_since_ns = time_ns + 1  # of the trades at this very time, those before it may be missing
         closed = self.close_until(time_ns) if time_ns >= self._open_ns + self._interval_ns else []
         if self._sums is None:
             self._sums = _Sums(trade.price)
@@ -130,9 +129,10 @@ class TimeCandles:
 class EventCandles:
     """Candles of one market by number of trades, volume or value; they start afresh at 00:00 UTC.
 
-    The trade that reaches the amount belongs to the candle it closes. The day's last candle closes with the day, whatever
-    it holds, so that each trade is in exactly one candle. `close_time` is a millisecond (the exchanges' resolution) past
-    the last trade; the next candle opens no earlier, so intervals never overlap.
+    The trade that reaches the amount belongs to the candle it closes. The day's last candle closes with the day,
+    whatever it holds, so that each trade is in exactly one candle; a trade that comes out of order after midnight belongs
+    to the new day. `close_time` is a millisecond (the exchanges' resolution) past the last trade; the next candle opens
+    no earlier, so intervals never overlap.
     """
 
     def __init__(self, spec: CandleSpec, *, price_decimals: int, size_decimals: int) -> None:
@@ -143,6 +143,7 @@ class EventCandles:
         self._amount = spec.amount * unit
         self._sums: _Sums | None = None
         self._reached = 0
+        self._day = 0
         self._number = 1
         self._open_ns = self._last_ns = 0
 
@@ -161,10 +162,12 @@ class EventCandles:
 
     def close_until(self, time_ns: int) -> list[Candle]:
         """Close the day's last candle once the exchange's events have reached the next day."""
-        if time_ns // NS_PER_DAY <= self._last_ns // NS_PER_DAY:
+        day = time_ns // NS_PER_DAY
+        if day <= self._day:
             return []
         candle = self._close()
-        self._number, self._open_ns, self._last_ns = 1, 0, time_ns
+        self._day, self._number = day, 1
+        self._open_ns = self._last_ns = day * NS_PER_DAY
         return [candle] if candle else []
 
     def forming(self) -> Candle | None:
@@ -188,7 +191,7 @@ class EventCandles:
         if self._sums is None:
             return None
         end_ns = max(self._open_ns, self._last_ns + NS_PER_MS)
-        seq = self._open_ns // NS_PER_DAY * SEQ_PER_DAY + self._number
+        seq = self._day * SEQ_PER_DAY + self._number
         return self._sums.candle(seq, self._open_ns, end_ns, self._price_unit, self._size_unit, closed=closed)
 
 

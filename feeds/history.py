@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from feeds.errors import FeedError, RateLimited, RemoteError, RequestRefused
 from feeds.events import FundingSettlement
+from feeds.exchanges.binance import INTERVALS
 from feeds.market import NS_PER_MS, NS_PER_S, Candle, CandleSpec, Market, Origin, Trade
 
 PAGE_ROWS = 1000
@@ -28,10 +29,6 @@ _PACE = {
     "rollingWindowSize": 60_000.0,
 }
 """ccxt's limiter: a weight of 60000 / 30 = 2000 in any 60 s, of the 2400 allowed in each clock minute."""
-_KLINES_MS = {60_000 * minutes: name for name, minutes in (
-    ("1m", 1), ("3m", 3), ("5m", 5), ("15m", 15), ("30m", 30), ("1h", 60), ("2h", 120), ("4h", 240), ("6h", 360),
-    ("8h", 480), ("12h", 720), ("1d", 1440),
-)}  # fmt: skip
 _T = TypeVar("_T")
 
 
@@ -40,9 +37,6 @@ class History(Protocol):
 
     settle_ns: int
     """How long after its close a row may still change."""
-
-    def has_klines(self, spec: CandleSpec) -> bool:
-        """Tell whether the exchange serves candles of `spec` itself; others are built from `trades`."""
 
     async def markets(self) -> dict[str, Market]:
         """Return the contracts that trade now, by unified symbol."""
@@ -90,7 +84,8 @@ class BinanceHistory:
     aggTrades reach 48 hours back; what is older is refused.
     """
 
-    settle_ns = 2 * NS_PER_S
+    settle_ns = 5 * NS_PER_S
+    """The closing kline of a quiet market was seen on the stream 2.0 s after its close."""
 
     def __init__(self, rest_url: str | None = None) -> None:
         from ccxt.async_support.binanceusdm import binanceusdm
@@ -102,10 +97,6 @@ class BinanceHistory:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._rest.close()
-
-    def has_klines(self, spec: CandleSpec) -> bool:
-        """Tell whether Binance serves candles of `spec` itself."""
-        return spec.interval_ns // NS_PER_MS in _KLINES_MS
 
     async def time_ns(self) -> int:
         """Return the exchange's clock, ms resolution."""
@@ -120,7 +111,7 @@ class BinanceHistory:
 
     async def candles(self, market: Market, spec: CandleSpec, *, start_ns: int, end_ns: int) -> list[Candle]:
         """Return the final candles with ``start_ns <= open_time_ns < end_ns``, ascending, see `History.candles`."""
-        if not self.has_klines(spec):
+        if spec.interval_ns not in INTERVALS:
             raise RequestRefused(f"binance has no klines of {spec}")
         final_ns = await self.time_ns() - self.settle_ns
         step = spec.interval_ns
@@ -138,7 +129,7 @@ class BinanceHistory:
         """Fetch one page, its opens within ``[start_ns, end_ns)``."""
         ask = {
             "symbol": market.native,
-            "interval": _KLINES_MS[spec.interval_ns // NS_PER_MS],
+            "interval": INTERVALS[spec.interval_ns],
             "startTime": start_ns // NS_PER_MS,
             "endTime": end_ns // NS_PER_MS - 1,
             "limit": min(PAGE_ROWS, (end_ns - start_ns) // spec.interval_ns),

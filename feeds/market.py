@@ -43,14 +43,15 @@ def slug_of(symbol: str) -> str:
     """Turn a ccxt unified symbol into a topic level.
 
     ``BTC/USDT:USDT`` → ``BTC-USDT-PERP``; ``BTC/USD:BTC`` → ``BTC-USD-INVERSE``; ``BTC/USDT:USDT-261225`` →
-    ``BTC-USDT-261225``; ``BTC/USD:BTC-261225`` → ``BTC-USD-INVERSE-261225``; a quanto ``ETH/USD:BTC`` → ``ETH-USD-QUANTO-BTC``.
+    ``BTC-USDT-261225``; ``BTC/USD:BTC-261225`` → ``BTC-USD-INVERSE-261225``; a quanto ``ETH/USD:BTC`` →
+    ``ETH-USD-QUANTO-BTC``.
     Characters that a topic level or the separator reserves are percent-encoded.
 
     Raises:
         ValueError: the symbol is not a contract's unified symbol.
 
     """
-    match = re.fullmatch(r"([^/:]+)/([^/:]+):([^/:-]+)(?:-(\d{6}))?", symbol)
+    match = re.fullmatch(r"([^/:]+)/([^/:]+):([^/:-]+)(?:-([0-9]{6}))?", symbol)
     if match is None:
         raise ValueError(f"{symbol!r} is not a unified contract symbol such as BTC/USDT:USDT")
     base, quoted, settle, expiry = match.groups()
@@ -139,10 +140,11 @@ class CandleSpec(msgspec.Struct, frozen=True, dict=True):
         """Read a spec.
 
         Raises:
-            ValueError: not a spec; or an interval over a day, or one that does not divide the day evenly.
+            ValueError: not a spec; or an interval over a day, not of whole milliseconds, or one that does not divide
+                the day evenly.
 
         """
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdtv$])", text)
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhdtv$])", text)
         if match is None:
             raise ValueError(f"{text!r} is no candle spec; examples: 5s 1m 4h 1d 100t 50v 1000000$")
         number, unit = Decimal(match[1]), match[2]
@@ -153,8 +155,8 @@ class CandleSpec(msgspec.Struct, frozen=True, dict=True):
                 raise ValueError(f"{text!r}: a number of trades is whole")
             return cls(text, _KINDS[unit], number)
         interval = number * _UNITS_NS[unit]
-        if interval > NS_PER_DAY or NS_PER_DAY % interval:
-            raise ValueError(f"{text!r}: an interval divides the UTC day evenly and is at most 1d")
+        if interval > NS_PER_DAY or NS_PER_DAY % interval or interval % NS_PER_MS:
+            raise ValueError(f"{text!r}: an interval is of whole milliseconds, divides the UTC day and is at most 1d")
         return cls(text, SpecKind.TIME, interval)
 
     @cached_property

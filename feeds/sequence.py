@@ -24,8 +24,9 @@ class Verdict(StrEnum):
 class TradeSequence:
     """Follow contiguous trade ids.
 
-    A rejected trade (`DUPLICATE`, `PAST`) does not move the sequence, so one bad frame can at worst make the next
-    good one a `GAP`, which is repaired from the exchange; it can never hide real trades.
+    A rejected trade (`DUPLICATE`, `PAST`) does not move the sequence. A trade with a false id or time is told from a real
+    one by nothing but what follows: real trades may be rejected until the time it claims has passed, and the first one
+    accepted after it is a `GAP`, so that whatever was rejected is fetched again.
     """
 
     PAST_TOLERANCE_NS = NS_PER_S
@@ -37,13 +38,18 @@ class TradeSequence:
 
     def take(self, trade: Trade) -> Verdict:
         """Judge `trade` and, unless it is rejected, make it the newest."""
-        verdict = self._judge(trade)
+        verdict = self.judge(trade)
         if verdict is Verdict.NEXT or verdict is Verdict.GAP:
-            self.last_id = trade.id
-            self.last_time_ns = max(self.last_time_ns, trade.event_time_ns)
+            self.trust(trade)
         return verdict
 
-    def _judge(self, trade: Trade) -> Verdict:
+    def trust(self, trade: Trade) -> None:
+        """Make `trade` the newest, whatever was thought before."""
+        self.last_id = trade.id
+        self.last_time_ns = max(self.last_time_ns, trade.event_time_ns)
+
+    def judge(self, trade: Trade) -> Verdict:
+        """Say what `trade` is to the sequence, and leave it as it is."""
         if self.last_id is None:
             return Verdict.NEXT
         if trade.id <= self.last_id:
@@ -83,9 +89,11 @@ class ExchangeClock:
         if time_ns <= self.now_ns + self.JUMP_NS:
             if time_ns > self.now_ns:
                 self.now_ns = time_ns
+            if self._claims:
+                self._claims.pop(source, None)  # it has taken its claim back
             return True
         self._claims[source] = time_ns
-        if any(s != source and claim >= time_ns - self.JUMP_NS for s, claim in self._claims.items()):
+        if any(s != source and abs(claim - time_ns) <= self.JUMP_NS for s, claim in self._claims.items()):
             self._claims.clear()
             self.now_ns = time_ns
             return True

@@ -36,8 +36,6 @@ class Codec(Protocol):
     """Likewise for the mark price of one market while others flow."""
     grace_ns: ClassVar[int]
     """How far another stream's event time must be past a close to prove that no trade before it is still to come."""
-    settle_ns: ClassVar[int]
-    """How far the exchange's clock must be past a close for the REST row to be final."""
 
     streams: tuple[str, ...]
     """What the connection subscribes to, by the exchange's names."""

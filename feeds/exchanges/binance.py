@@ -26,13 +26,14 @@ from feeds.exchanges.base import (
 from feeds.market import NS_PER_MS, NS_PER_S, Candle, CandleSpec, Market, Origin, Trade
 
 _MINUTE_NS = 60 * NS_PER_S
-_INTERVALS = {
+INTERVALS = {
     minutes * _MINUTE_NS: name
     for minutes, name in (
         (1, "1m"), (3, "3m"), (5, "5m"), (15, "15m"), (30, "30m"), (60, "1h"), (120, "2h"),
         (240, "4h"), (360, "6h"), (480, "8h"), (720, "12h"), (1440, "1d"),
     )
 }  # fmt: skip
+"""Candles that the exchange publishes itself: its name by interval, ns."""
 _NAMES_PER_REQUEST = 200
 _MAX_FILLS = 1_000_000
 
@@ -121,14 +122,12 @@ class BinanceCodec:
     mark_silence_s: ClassVar[float] = 30.0
     # Other streams are not held back as trades are by their aggregation: by up to 156 ms in a capture of four markets.
     grace_ns: ClassVar[int] = NS_PER_S
-    # The closing kline of a quiet market was seen 2.0 s after its close.
-    settle_ns: ClassVar[int] = 5 * NS_PER_S
 
     def __init__(self, markets: Sequence[Market], specs: Mapping[str, Sequence[CandleSpec]]) -> None:
         self.markets = tuple(markets)
         self._markets = {market.native: market for market in markets}
         self._specs = {
-            (market.native, _INTERVALS[spec.interval_ns]): spec
+            (market.native, INTERVALS[spec.interval_ns]): spec
             for market in markets
             for spec in specs.get(market.symbol, ())
             if self.has_kline(spec)
@@ -139,7 +138,7 @@ class BinanceCodec:
     @staticmethod
     def has_kline(spec: CandleSpec) -> bool:
         """Tell whether Binance publishes candles of `spec`: from 1m to 1d, by time."""
-        return spec.interval_ns in _INTERVALS
+        return spec.interval_ns in INTERVALS
 
     @staticmethod
     def native_of(symbol: str) -> str:

@@ -8,8 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.request
-from typing import Any
 
 import pytest
 
@@ -37,10 +35,11 @@ def config(tmp_path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-COMMANDS = ("run", "check-config", "demo", "watch", "emulate", "train", "evaluate", "schema", "doctor")
+DAEMON = ("run", "check-config", "demo", "watch", "schema", "doctor")
+OFFLINE = ("emulate", "record", "replay", "train", "evaluate")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*DAEMON, *OFFLINE])
 def test_every_command_explains_itself(command: str) -> None:
     done = lstmd(command, "--help")
     assert done.returncode == 0, done.stderr
@@ -130,39 +129,6 @@ def test_doctor_finds_this_installation_sound() -> None:
     assert done.returncode == 0
     assert {"python", "package names", "broker binary", "artifact", "port 1883"} <= findings.keys()
     assert "artifact" in lstmd("doctor").stdout
-
-
-def get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=20) as answer:
-        return json.load(answer)
-
-
-def test_emulate_serves_an_exchange_until_it_is_told_to_stop() -> None:
-    args = ("emulate", "--port", "0", "--speed", "60", "--tape", "XRPUSDT=synthetic", "--history-h", "2")
-    with subprocess.Popen([*LSTMD, *args], stdout=subprocess.PIPE, text=True, env=environment()) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        url = line.rpartition("rest_url = ")[2].strip().strip('"')
-        rows = get(f"{url}/fapi/v1/klines?symbol=XRPUSDT&interval=1m&limit=500")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(WAIT_S) == 0
-    assert 115 <= len(rows) <= 121
-    assert 'ws_url = "ws://127.0.0.1:' in line
-
-
-@pytest.mark.parametrize("tape", ["BTCUSDT", "BTCUSDT=/no/such/file.zip"])
-def test_emulate_refuses_a_tape_that_is_none(tape: str) -> None:
-    done = lstmd("emulate", "--tape", tape, "--port", "0")
-    assert done.returncode == 2
-    assert "--tape" in done.stderr
-
-
-def test_train_refuses_what_is_no_candles(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "x.parquet").write_text("nothing")
-    done = lstmd("train", "--candles", str(tmp_path / "x.parquet"), "--out", str(tmp_path / "out"))
-    assert done.returncode == 1
-    assert done.stderr.startswith("lstmd: ")
-    assert "Traceback" not in done.stderr
 
 
 async def test_watch_prints_json_lines_from_a_broker(tmp_path: pathlib.Path) -> None:

@@ -22,7 +22,7 @@ def test_limits_double_up_to_the_cap() -> None:
 
 def test_only_a_long_live_connection_starts_over() -> None:
     backoff = Backoff(Highest())
-    assert [backoff.delay_s(live_s=live_s, since_attempt_s=60.0) for live_s in (0.0, 29.9, 29.9, 30.0, 0.0)] == [
+    assert [backoff.delay_s(live_s=live_s, since_attempt_s=60.0) for live_s in (0.0, 9.9, 9.9, 10.0, 0.0)] == [
         0.2, 0.4, 0.8, 0.2, 0.4,
     ]  # fmt: skip
 

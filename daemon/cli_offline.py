@@ -1,0 +1,261 @@
+"""Commands on tapes, candles and models, where `cli` holds those of the running daemon."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from daemon.cli_shared import AsJson, ConfigPath, fail, load_config, print_json, print_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from feeds.capture import Frame
+    from feeds.emulator.server import Emulator
+    from feeds.exchanges.base import Codec
+    from feeds.market import CandleSpec
+
+app = typer.Typer()
+
+
+@app.command()
+def emulate(
+    tape: Annotated[
+        list[str],
+        typer.Option(
+            help="SYMBOL=SOURCE, any number: `synthetic`, a trades file, a capture, or a parquet file of candles."
+        ),
+    ] = ["BTCUSDT=synthetic", "ETHUSDT=synthetic", "SOLUSDT=synthetic"],  # noqa: B006 (typer copies it)
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 9000,
+    speed: Annotated[float, typer.Option(min=0.01, max=10_000, help="Exchange seconds per second.")] = 1.0,
+    history_h: Annotated[
+        float, typer.Option("--history-h", min=0, help="Hours of the tape that have passed at the beginning.")
+    ] = 24.0,
+    begin: Annotated[str, typer.Option(help="Day on which synthetic tapes begin, UTC.")] = "2025-01-06",
+    seed: Annotated[int, typer.Option(help="Seed of the synthetic tapes.")] = 7,
+) -> None:
+    """Be a Binance USDⓈ-M exchange on loopback: websocket and REST over tapes, on a clock that begins at the first
+    subscription.
+    """  # noqa: D205
+    import asyncio
+
+    from daemon.watch import stop_event
+    from feeds.emulator.server import serve
+
+    emulator = _emulator(tape, begin=begin, seed=seed, history_h=history_h, speed=speed)
+
+    def ready(bound: int) -> None:
+        typer.echo(f'listening: ws_url = "ws://{host}:{bound}", rest_url = "http://{host}:{bound}"')
+
+    async def main() -> None:
+        await serve(emulator, stop_event(), host=host, port=port, ready=ready)
+
+    try:
+        asyncio.run(main())
+    except OSError as error:
+        fail(f"--port {port}: {error.strerror}")
+
+
+def _emulator(tapes: list[str], *, begin: str, seed: int, history_h: float, speed: float) -> "Emulator":
+    import datetime as dt
+
+    from feeds.emulator.server import Emulator
+    from feeds.emulator.sources import tape_from
+
+    try:
+        begin_ns = int(dt.datetime.fromisoformat(begin).replace(tzinfo=dt.UTC).timestamp()) * 1_000_000_000
+    except ValueError:
+        raise typer.BadParameter(f"{begin!r} is not a day such as 2025-01-06", param_hint="--begin") from None
+    made = {}
+    for at, text in enumerate(tapes):
+        native, split, source = text.partition("=")
+        if not split:
+            raise typer.BadParameter(f"{text!r} is not SYMBOL=SOURCE", param_hint="--tape")
+        try:
+            made[native.upper()] = tape_from(source, native.upper(), seed=seed + at, begin_ns=begin_ns)
+        except (OSError, ValueError) as error:
+            raise typer.BadParameter(f"{source}: {error}", param_hint="--tape") from None
+    start_ms = max(one.begin_ms for one in made.values()) + round(history_h * 3_600_000)
+    return Emulator(made, start_ns=start_ms * 1_000_000, speed=speed)
+
+
+@app.command()
+def record(
+    out: Annotated[Path, typer.Argument(help="File to write, gzip: frames.gz.")],
+    symbol: Annotated[list[str], typer.Option(help="ccxt unified symbol, any number.")],
+    candles: Annotated[list[str] | None, typer.Option(help="Candle spec whose klines to record, any number.")] = None,
+    exchange: Annotated[str, typer.Option(help="Exchange.")] = "binance",
+    ws_url: Annotated[str | None, typer.Option(help="Websocket address instead of the exchange's.")] = None,
+    rest_url: Annotated[str | None, typer.Option(help="REST address instead of the exchange's.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0, help="Stop after so many. Default: at Ctrl-C.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Record an exchange's frames as they come, for `replay` and `emulate`."""
+    import asyncio
+
+    from daemon import log_setup
+    from daemon.record import record as run_record
+    from daemon.watch import stop_event
+    from feeds.errors import RemoteError
+
+    codec_of(exchange)
+    specs = specs_of(candles or ["1m"])
+    log_setup.configure(format="console" if sys.stderr.isatty() else "json")
+
+    async def main() -> int:
+        stop = stop_event(seconds)
+        return await run_record(
+            out, exchange=exchange, symbols=symbol, specs=specs, ws_url=ws_url, rest_url=rest_url, stop=stop
+        )
+
+    try:
+        frames = asyncio.run(main())
+    except (RemoteError, OSError) as error:
+        fail(str(error))
+    if as_json:
+        print_json({"file": str(out), "frames": frames})
+    else:
+        typer.echo(f"{frames} frames in {out}")
+
+
+@app.command()
+def replay(
+    tape: Annotated[Path, typer.Argument(help="A recording, a capture (hftbacktest, cryptofeed) or an aggTrades zip.")],
+    symbol: Annotated[list[str], typer.Option(help="ccxt unified symbol, any number; the first names a zip's market.")],
+    candles: Annotated[list[str] | None, typer.Option(help="Candle spec, any number. Default: 1m.")] = None,
+    exchange: Annotated[str, typer.Option(help="Exchange whose frames the tape holds.")] = "binance",
+    kind: Annotated[str, typer.Option(help="What to print: signal, candle or all.")] = "signal",
+    out: Annotated[Path | None, typer.Option(help="File to write. Default: standard output.")] = None,
+    config: ConfigPath = None,
+) -> None:
+    """Run a tape through the daemon's pipeline; print what it would have published as JSON lines, without a broker.
+
+    Base topic, artifact and costs come from the configuration.
+    """
+    from daemon import check
+    from daemon.app import rules_of
+    from daemon.replay import Replay, TapeError
+    from inference.engine import Model
+
+    if kind not in {"signal", "candle", "all"}:
+        raise typer.BadParameter(f"{kind!r} is not signal, candle or all", param_hint="--kind")
+    settings = load_config(config)
+    artifact = check.check(settings)
+    specs = specs_of(candles or ["1m"])
+    strange = [spec.text for spec in specs if spec.text not in artifact.manifest.specs]
+    if strange and kind != "candle":
+        served = ", ".join(artifact.manifest.specs)
+        message = f"the artifact serves {served}, not {', '.join(strange)}; --kind candle gives candles of any spec"
+        raise typer.BadParameter(message, param_hint="--candles")
+    try:
+        native = codec_of(exchange).native_of(symbol[0])
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--symbol") from None
+    try:
+        player = Replay(
+            Model(artifact, rules_of(settings, artifact.manifest)),
+            exchange=exchange,
+            symbols=symbol,
+            specs=specs,
+            base_topic=settings.mqtt.base_topic,
+        )
+        with out.open("wb") if out else contextlib.nullcontext(sys.stdout.buffer) as sink:
+            for output in player.run(_frames(tape, native)):
+                if kind in {"all", output.kind}:
+                    sink.write(b'{"topic":"%s","payload":%s}\n' % (output.topic.encode(), output.payload))
+    except (TapeError, OSError) as error:
+        fail(str(error))
+
+
+def _frames(tape: Path, native: str) -> "Iterator[Frame]":
+    from daemon.replay import TapeError
+    from feeds.capture import tape_frames
+
+    try:
+        yield from tape_frames(tape, native)
+    except (OSError, ValueError) as error:
+        raise TapeError(str(error)) from error
+
+
+def codec_of(exchange: str) -> "type[Codec]":
+    """Return the codec of an exchange; a usage fault where there is none."""
+    from feeds.exchanges import CODECS
+
+    if exchange not in CODECS:
+        raise typer.BadParameter(f"{exchange!r} is not one of {', '.join(sorted(CODECS))}", param_hint="--exchange")
+    return CODECS[exchange]
+
+
+def specs_of(texts: list[str]) -> "list[CandleSpec]":
+    """Read candle specs; a usage fault where one is none."""
+    from feeds.market import CandleSpec
+
+    try:
+        return [CandleSpec.parse(text) for text in texts]
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--candles") from None
+
+
+@app.command()
+def train(
+    candles: Annotated[list[Path], typer.Option("--candles", help="Parquet file of candles; more may follow.")],
+    out: Annotated[Path, typer.Option(help="Folder of the artifact to write.")],
+    more: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="Further files of candles.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="TOML recipe. Default: the shipped artifact's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit an artifact on candles and write it with its measured parity and its report card."""
+    from training import recipe as recipes
+    from training.dataset import CandlesError
+    from training.fit import train as fit
+
+    try:
+        chosen = recipes.load(recipe or recipes.DEFAULT)
+        summary = fit([*candles, *(more or [])], out, chosen, progress=sys.stderr.isatty())
+    except (CandlesError, recipes.RecipeError) as error:
+        fail(str(error))
+    if as_json:
+        print_json({"folder": str(summary.folder), "model": summary.model_id, "report": summary.report})
+        return
+    typer.echo(f"{summary.model_id} in {summary.folder}")
+    print_tree(summary.report)
+
+
+@app.command()
+def evaluate(
+    candles: Annotated[
+        list[Path], typer.Option("--candles", help="Parquet file of candles to score; more may follow.")
+    ],
+    more: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="Further files of candles.")] = None,
+    artifact: Annotated[str, typer.Option(help="`default` or a folder.")] = "default",
+    train: Annotated[list[Path] | None, typer.Option(help="Candles that teach the baselines, any number.")] = None,
+    since: Annotated[str | None, typer.Option(help="Score from this UTC day on.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the report as a page.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score an artifact on candles, beside baselines on the very same rows."""
+    import datetime as dt
+
+    from inference import artifact as artifacts
+    from training import evaluate as evaluation
+    from training.dataset import CandlesError
+
+    try:
+        day = dt.date.fromisoformat(since) if since else None
+    except ValueError:
+        raise typer.BadParameter(f"{since!r} is not a day such as 2025-01-06", param_hint="--since") from None
+    try:
+        scored = evaluation.assess([*candles, *(more or [])], artifacts.resolve(artifact), train=train, since=day)
+    except CandlesError as error:
+        fail(str(error))
+    if html:
+        from training.report import page
+
+        html.write_text(page(scored), encoding="utf-8")
+    if as_json:
+        print_json(scored.result)
+        return
+    print_tree(scored.result)

@@ -1,0 +1,127 @@
+"""Commands on tapes, candles and models, as a user gives them."""
+
+import contextlib
+import itertools
+import json
+import pathlib
+import signal
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.daemon.test_cli import LSTMD, WAIT_S, environment, lstmd
+from tests.data import shared
+
+TAPE = "trades/binance_um_APEUSDT-aggTrades-2024-10-18.zip"
+
+
+def get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        return json.load(answer)
+
+
+@contextlib.contextmanager
+def emulated(*args: str) -> Iterator[str]:
+    """Run `lstmd emulate`; yield its address without the scheme."""
+    command = [*LSTMD, "emulate", "--port", "0", *args]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert 'ws_url = "ws://127.0.0.1:' in line
+        yield line.rpartition("://")[2].strip().strip('"')
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT_S) == 0
+
+
+def test_emulate_serves_an_exchange_until_it_is_told_to_stop() -> None:
+    with emulated("--speed", "60", "--tape", "XRPUSDT=synthetic", "--history-h", "2") as where:
+        rows = get(f"http://{where}/fapi/v1/klines?symbol=XRPUSDT&interval=1m&limit=500")
+    assert 115 <= len(rows) <= 121
+
+
+def test_what_record_wrote_replay_reads(tmp_path: pathlib.Path) -> None:
+    tape = tmp_path / "frames.gz"
+    with emulated("--speed", "120", "--tape", "XRPUSDT=synthetic") as where:
+        urls = ("--ws-url", f"ws://{where}", "--rest-url", f"http://{where}")
+        done = lstmd("record", str(tape), "--symbol", "XRP/USDT:USDT", *urls, "--seconds", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["frames"] > 20
+    done = lstmd("replay", str(tape), "--symbol", "XRP/USDT:USDT", "--kind", "candle", "--candles", "30s")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) >= 2
+    assert {line["topic"] for line in lines} == {"lstmd/binance/XRP-USDT-PERP/30s/candle"}
+    times = [(line["payload"]["open_time"], line["payload"]["close_time"]) for line in lines]
+    assert all(earlier[1] == later[0] for earlier, later in itertools.pairwise(times))
+
+
+def test_record_refuses_a_market_that_is_not_traded(tmp_path: pathlib.Path) -> None:
+    with emulated("--tape", "XRPUSDT=synthetic") as where:
+        urls = ("--ws-url", f"ws://{where}", "--rest-url", f"http://{where}")
+        done = lstmd("record", str(tmp_path / "x.gz"), "--symbol", "BTC/USDT:USDT", *urls)
+    assert done.returncode == 78
+    assert "BTC/USDT:USDT" in done.stderr
+
+
+def test_a_replay_is_the_same_to_the_byte_each_time(tmp_path: pathlib.Path) -> None:
+    tape = str(shared(TAPE))
+    outputs = []
+    for name in ("one", "two"):
+        done = lstmd("replay", tape, "--symbol", "APE/USDT:USDT", "--out", str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+        outputs.append((tmp_path / name).read_bytes())
+    assert outputs[0] == outputs[1]
+    seqs = [json.loads(line)["payload"]["seq"] for line in outputs[0].splitlines()]
+    assert len(seqs) > 1000
+    assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--symbol", "APE"), "--symbol"),
+        (("--symbol", "APE/USDT:USDT", "--candles", "5s"), "--kind candle gives candles of any spec"),
+        (("--symbol", "APE/USDT:USDT", "--candles", "7x"), "no candle spec"),
+        (("--symbol", "APE/USDT:USDT", "--kind", "nothing"), "--kind"),
+        (("--symbol", "APE/USDT:USDT", "--exchange", "nowhere"), "--exchange"),
+    ],
+)
+def test_replay_says_what_is_wrong_with_its_options(args: tuple[str, ...], said: str, tmp_path: pathlib.Path) -> None:
+    done = lstmd("replay", str(tmp_path / "x"), *args)
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.split())
+
+
+def test_replay_refuses_what_is_no_tape(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "x").write_text("nothing\n")
+    for name in ("x", "absent"):
+        done = lstmd("replay", str(tmp_path / name), "--symbol", "APE/USDT:USDT")
+        assert done.returncode == 1
+        assert name in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("tape", ["BTCUSDT", "BTCUSDT=/no/such/file.zip"])
+def test_emulate_refuses_a_tape_that_is_none(tape: str) -> None:
+    done = lstmd("emulate", "--tape", tape, "--port", "0")
+    assert done.returncode == 2
+    assert "--tape" in done.stderr
+
+
+def test_train_refuses_what_is_no_candles(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "x.parquet").write_text("nothing")
+    done = lstmd("train", "--candles", str(tmp_path / "x.parquet"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("lstmd: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_evaluate_refuses_what_is_no_day_and_no_candles(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "x.parquet").write_text("nothing")
+    assert lstmd("evaluate", "--candles", str(tmp_path / "x.parquet"), "--since", "soon").returncode == 2
+    done = lstmd("evaluate", "--candles", str(tmp_path / "x.parquet"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("lstmd: ")
