@@ -3,7 +3,7 @@
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$p && break; done)
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
@@ -20,16 +20,15 @@ help:
 
 install: $(STAMP)
 
-# A machine without an NVIDIA GPU gets the CPU build of torch, from the configured index or from TORCH_INDEX; where
-# neither has it, the ordinary build does, at the price of its size.
+# A machine without an NVIDIA GPU gets the CPU build of torch, from pip's own indexes or from TORCH_INDEX (the address of
+# PyTorch's index of CPU builds); where neither has it, the ordinary build does, at the price of its size.
 $(STAMP): pyproject.toml constraints.txt
 	@test -n '$(PYTHON)' || { echo 'Python 3.11 or newer is needed; PYTHON=/path/to/python names one'; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@if nvidia-smi -L >/dev/null 2>&1; then echo 'NVIDIA GPU found: torch with CUDA'; else \
-	  $(PIP) install -q --only-binary :all: 'torch==$(TORCH)+cpu' -c constraints.txt 2>/dev/null \
-	  || $(PIP) install -q --only-binary :all: --retries 1 --timeout 10 --extra-index-url '$(TORCH_INDEX)' \
-	       'torch==$(TORCH)+cpu' -c constraints.txt 2>/dev/null \
-	  || echo 'no CPU build of torch to be had here; the ordinary one it is'; fi
+	  $(PIP) install -q --only-binary :all: $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') \
+	    'torch==$(TORCH)+cpu' -c constraints.txt 2>/dev/null \
+	  || echo 'no CPU build of torch to be had: the ordinary one it is; TORCH_INDEX=… names an index of CPU builds'; fi
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
 	$(BIN)/lstmd doctor
 	@touch $@

@@ -1,18 +1,19 @@
 """The composition root: what runs, in which order it starts and stops, and why. Nothing else is decided here.
 
-Start: model and store (recovery), broker, publisher, feeds. Stop, in reverse: feeds first, so that nothing new is decided;
-the last work is committed; the publisher drains and says offline; then the embedded broker and the store.
+Start: model and store (recovery), broker, publisher, feeds. Stop, in reverse: feeds first, so that nothing new is
+decided; the last work is committed; the publisher drains and says offline; then the embedded broker and the store.
 """
 
 import asyncio
 import contextlib
+import functools
 import importlib.metadata
 import signal
-from pathlib import Path
 
 import msgspec
 import structlog
 
+from config.load import ConfigError, Problem
 from config.schema import Config
 from daemon import check, clock, systemd, topics
 from daemon.broker import EmbeddedBroker
@@ -37,7 +38,7 @@ def run(config: Config) -> int:
     """Run until SIGTERM or SIGINT; return the exit code.
 
     Raises:
-        ConfigError, BrokerRefused, StoreError, MetricsError, RequestRefused: the operator's to mend, alone or in a group.
+        ConfigError, BrokerRefused, StoreError, MetricsError, RequestRefused: the operator's to mend, maybe in a group.
 
     """
     asyncio.run(_main(config))
@@ -73,9 +74,14 @@ async def _main(config: Config) -> None:
             stack.push_async_callback(broker.stop)
             await broker.start()
         boot_id = clock.boot_id()
-        log.info("starting", version=importlib.metadata.version("lstmd"), boot_id=boot_id, model=model.id, policy=model.policy)
+        log.info(
+            "starting",
+            version=importlib.metadata.version("lstmd"),
+            boot_id=boot_id,
+            model=model.id,
+            policy=model.policy,
+        )
         await _serve(config, model, store, metrics, broker, boot_id, stop)
-        systemd.notify("STOPPING=1")
     log.info("stopped")
 
 
@@ -97,46 +103,54 @@ async def _serve(
         status_topic=f"{base}/status",
         online=_status("online", boot_id),
         offline=_status("offline", boot_id),
-        stamp=lambda: f'"published_at":"{topics.rfc3339(clock.now_ns())}","boot_id":"{boot_id}"'.encode(),
+        stamp=functools.partial(_stamp, boot_id),
         inflight_max=config.mqtt.inflight_max,
         rng=clock.rng(),
     )
     committer = Committer(config, pipeline, store, publisher, metrics)
-    desks = [
-        Desk(number, feed, pipeline, store, metrics, committer.moved) for number, feed in enumerate(config.feeds)
-    ]
+    desks = [Desk(number, feed, pipeline, store, metrics, committer.moved) for number, feed in enumerate(config.feeds)]
     reporter = Reporter(config, model, desks, store, publisher, metrics, boot_id)
     requests = Requests(link, publisher, store, reporter, base_topic=base)
-    feeding, shipping = asyncio.Event(), asyncio.Event()
+    shipping = asyncio.Event()
     async with asyncio.TaskGroup() as outer:
         ship = outer.create_task(publisher.run(shipping), name="publisher")
-        inner: list[asyncio.Task[None]] = []
         try:
             async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(committer.run(), name="committer"),
+                    group.create_task(committer.live(), name="live"),
+                    group.create_task(reporter.run(), name="reporter"),
+                    group.create_task(requests.run(), name="requests"),
+                    group.create_task(_say_ready(desks), name="ready"),
+                    *(group.create_task(desk.run(stop), name=f"desk {desk.exchange}") for desk in desks),
+                ]
                 if broker:
-                    inner.append(group.create_task(broker.watch(), name="broker"))
-                inner.append(group.create_task(committer.live(), name="live"))
-                inner.append(group.create_task(reporter.run(), name="reporter"))
-                inner.append(group.create_task(requests.run(), name="requests"))
-                feeds = [group.create_task(desk.run(feeding), name=f"desk {desk.exchange}") for desk in desks]
-                inner += feeds
-                systemd.notify("READY=1")
+                    tasks.append(group.create_task(broker.watch(), name="broker"))
                 await stop.wait()
-                feeding.set()
-                for task in inner:
+                systemd.notify("STOPPING=1")
+                for task in tasks:
                     task.cancel()
+            committer.flush()  # after a crash what was not committed is left: it is fetched and folded again
         finally:
-            committer.flush()
             reporter.say_offline()
             shipping.set()
-        await ship
+            await asyncio.wait([ship])  # a crash says goodbye too: whoever leaves politely has no last will
+
+
+async def _say_ready(desks: list[Desk]) -> None:
+    """Tell the service manager once recovery is over, or waits for nothing but an exchange."""
+    for desk in desks:
+        await desk.settled.wait()
+    systemd.notify("READY=1")
+
+
+def _stamp(boot_id: str) -> bytes:
+    return f'"published_at":"{topics.rfc3339(clock.now_ns())}","boot_id":"{boot_id}"'.encode()
 
 
 def _link(config: Config, broker: EmbeddedBroker | None, boot_id: str) -> MqttLink:
     mqtt = config.mqtt
     password = mqtt.password.get_secret_value() if mqtt.password else None
-    if mqtt.password_file:
-        password = Path(mqtt.password_file).read_text().strip()
     return MqttLink(
         broker.url if broker else mqtt.url,
         client_id=f"lstmd-{boot_id}",

@@ -1,11 +1,15 @@
 """From the pipeline's work to the disk, and then to the publisher: what is published was committed first."""
 
 import asyncio
+from typing import NoReturn
+
+import structlog
 
 from config.schema import Config
 from daemon import clock, topics
 from daemon.line import Draft, Line, LineWork
 from daemon.metrics import Metrics
+from daemon.outbox import Limits
 from daemon.pipeline import Pipeline
 from daemon.publisher import Publisher
 from daemon.store import LineCommit, Message, Store
@@ -26,17 +30,27 @@ class Committer:
         self._candles = config.mqtt.publish_candles
         self._keep = config.store.journal_keep
         self._live_s = max(0.02, config.live.min_interval_ms / 1e3)
-        self._scheduled = False
+        self._limits = Limits.of(
+            hours=config.store.outbox_max_hours,
+            rows=config.store.outbox_max_rows,
+            size_bytes=config.store.outbox_max_bytes,
+        )
+        self._moved = asyncio.Event()
+        self._log = structlog.get_logger()
 
     def moved(self) -> None:
         """Note that there may be work; it is done when the loop's present turn has handed over all it has."""
-        if not self._scheduled:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self.flush)
+        self._moved.set()
+
+    async def run(self) -> NoReturn:
+        """Commit work as it comes, until cancelled. What goes wrong here ends the daemon: its work cannot be redone."""
+        while True:
+            await self._moved.wait()
+            self._moved.clear()
+            self.flush()
 
     def flush(self) -> None:
         """Commit and hand on what the lines have done."""
-        self._scheduled = False
         work = self._pipeline.take_work()
         if not work:
             return
@@ -50,8 +64,13 @@ class Committer:
             if self._candles:
                 topic = topics.spec_topic(self._base, line.market, line.spec, "candle")
                 for candle in done.candles:
-                    self._publisher.volatile(topic, topics.encode(topics.candle_message(line.market, line.spec, candle)))
+                    self._publisher.volatile(
+                        topic, topics.encode(topics.candle_message(line.market, line.spec, candle))
+                    )
         self._publisher.added(rows, expiry_s)
+        shed = self._store.shed(self._limits, now_ns=self._pipeline.now_ns, after_row=self._publisher.sent_to)
+        if shed:
+            self._log.warning("outbox_bounded", messages=shed, outbox=self._store.load().rows)
 
     def _commit_of(self, line: Line, done: LineWork) -> LineCommit:
         return LineCommit(
@@ -74,14 +93,19 @@ class Committer:
         exchange = line.market.exchange
         for candle in done.candles:
             self._metrics.candles_closed_total.labels(exchange, candle.origin).inc()
-        self._metrics.signals_total.labels(exchange, "signal").inc(len(done.drafts))
+        for draft in done.drafts:
+            self._metrics.signals_total.labels(exchange, draft.kind).inc()
         if any(row.seq % PRUNE_EVERY == 0 for row in done.rows):
             self._store.prune(line.name, keep_from_seq=line.next_seq - self._keep, keep_messages=self._keep)
 
-    async def live(self) -> None:
+    async def live(self) -> NoReturn:
         """Publish provisional signals of the markets that moved, at the configured pace, until cancelled."""
         while True:
             await asyncio.sleep(self._live_s)
-            for topic, payload in self._pipeline.live():
+            began_s = clock.monotonic_s()
+            answers = self._pipeline.live()
+            if answers:
+                self._metrics.step_seconds.observe((clock.monotonic_s() - began_s) / len(answers))
+            for topic, payload in answers:
                 self._publisher.volatile(topic, topics.encode(payload))
                 self._metrics.live_total.labels(payload.exchange).inc()

@@ -1,5 +1,6 @@
-"""One configured feed at work: its markets taken up from the store and the exchange's history, kept live, repaired when trades
-were missed. The shell around `MarketPipeline`; what decides is there.
+"""One configured feed at work: markets taken up from the store and the exchange's history, kept live and repaired.
+
+The shell around `MarketPipeline`; what decides is there.
 """
 
 import asyncio
@@ -17,14 +18,16 @@ from daemon.line import Line
 from daemon.metrics import Metrics
 from daemon.pipeline import MarketPipeline, Pipeline
 from daemon.store import Store
+from daemon.topics import AvailabilityState
 from feeds.backoff import Backoff
 from feeds.errors import RateLimited, RemoteError, RequestRefused
 from feeds.events import Event, Kline, Malformed, MarketTrade, MarkPrice
 from feeds.exchanges import CODECS
 from feeds.exchanges.base import Codec
 from feeds.history import PAGE_ROWS, History, open_history
-from feeds.market import NS_PER_DAY, CandleSpec, Market
+from feeds.market import NS_PER_DAY, SEQ_PER_DAY, CandleSpec, Market, Trade
 from feeds.runner import FeedRunner
+from feeds.stitch import Wants
 from feeds.subscription import plan
 from inference.engine import Phase
 
@@ -83,8 +86,9 @@ class Desk:
         self.number, self.feed, self.exchange = number, feed, feed.exchange
         self.specs = [CandleSpec.parse(text) for text in feed.candles]
         self.markets: list[MarketPipeline] = []
-        self.reason = "starting"
-        """What keeps the markets from being taken up."""
+        self.settled = asyncio.Event()
+        """Set once the markets are taken up, or it is known that this must wait for the exchange."""
+        self._obstacle = "starting"
         self.reconnects = 0
         self._wires: list[Wire] = []
         self._pipeline, self._store, self._metrics, self._moved = pipeline, store, metrics, moved
@@ -140,6 +144,11 @@ class Desk:
         markets = await self._insist(self._history.markets)
         now_ns = await self._insist(self._history.time_ns)
         for market in self._choose(markets):
+            if (market.exchange, market.symbol) in self._pipeline.markets:
+                key = f"feeds[{self.number}].symbols"
+                raise ConfigError(
+                    [Problem(key, f"{market.symbol} is in another feed of {self.exchange} already", None)]
+                )
             pipeline = self._pipeline.add(market)
             pipeline.clock.set(now_ns)
             lines = [
@@ -157,6 +166,7 @@ class Desk:
         self._log.info("markets_taken_up", markets=len(self.markets), candles=self.feed.candles)
         self._wire_up()
         self._moved()
+        self.settled.set()
 
     def _choose(self, markets: dict[str, Market]) -> list[Market]:
         chosen: dict[str, Market] = {}
@@ -182,29 +192,26 @@ class Desk:
         pipeline.settle_funding(settled, now_ns)
         for line in lines:
             self._begin_line(line, now_ns)
-        self._begin_stitch(pipeline, now_ns)
+        self._begin_stitch(pipeline)
 
     def _begin_line(self, line: Line, now_ns: int) -> None:
         stream_seq = self._store.stream_seq(line.name)
+        snapshot = self._store.snapshot(line.name, line.model_key)
         if not line.spec.by_time:
-            line.begin_events(stream_seq=stream_seq, first_day=now_ns // NS_PER_DAY - 1)
+            yesterday = now_ns // NS_PER_DAY - 1
+            journal = self._store.journal(line.name, yesterday * SEQ_PER_DAY)
+            line.begin_events(stream_seq=stream_seq, first_day=yesterday, journal=journal, snapshot=snapshot)
             return
         newest_seq = line.spec.seq_at(now_ns)
         line.begin(
             newest_seq=newest_seq,
             stream_seq=stream_seq,
             journal=self._store.journal(line.name, line.first_needed(newest_seq, stream_seq)),
-            snapshot=self._store.snapshot(line.name, line.model_key),
+            snapshot=snapshot,
         )
 
-    def _begin_stitch(self, pipeline: MarketPipeline, now_ns: int) -> None:
-        starts_ns = [
-            (c.line.next_seq - 1) * c.line.spec.interval_ns
-            if c.line.spec.by_time
-            else (now_ns // NS_PER_DAY - 1) * NS_PER_DAY
-            for c in pipeline.channels.values()
-            if not c.has_kline
-        ]
+    def _begin_stitch(self, pipeline: MarketPipeline) -> None:
+        starts_ns = [c.line.next_open_ns for c in pipeline.channels.values() if not c.has_kline]
         if starts_ns:
             pipeline.stitch_from(min(starts_ns))
 
@@ -241,13 +248,14 @@ class Desk:
             except RemoteError as error:
                 if not self._unreachable:
                     self._log.warning("history_unreachable", reason=str(error))
-                    self._unreachable, self.reason = True, f"history unreachable: {error}"
+                    self._unreachable, self._obstacle = True, f"history unreachable: {error}"
+                    self.settled.set()
                 wait_s = self._backoff.delay_s(live_s=0.0, since_attempt_s=clock.monotonic_s() - began_s)
                 await asyncio.sleep(max(wait_s, error.retry_after_s if isinstance(error, RateLimited) else 0.0))
             else:
                 if self._unreachable:
                     self._log.info("history_restored")
-                    self._unreachable = False
+                    self._unreachable, self._obstacle = False, "starting"
                     self._backoff = Backoff(clock.rng(), cap_s=HISTORY_CAP_S)
                 return answer
 
@@ -311,16 +319,24 @@ class Desk:
         self._moved()
 
     async def _fetch_trades(self, market: MarketPipeline) -> None:
-        """Fetch one page; the next round fetches the next."""
+        """Fetch pages until one is not full; the next round goes on from there."""
         assert market.stitch is not None
         while wants := market.stitch.wants:
-            page = await self._insist(
-                lambda: self._history.trades(market.market, start_ns=wants.start_ns, from_id=wants.from_id)  # noqa: B023
-            )
-            market.fill(page, at_end=self._wire_of(market).live and len(page) < PAGE_ROWS)
+            page = await self._page(market.market, wants)
+            wire = self._wire_of(market)
+            market.fill(page, at_end=wire is not None and wire.live and len(page) < PAGE_ROWS)
             self._moved()
             if len(page) < PAGE_ROWS:
                 return
+
+    async def _page(self, market: Market, wants: Wants) -> list[Trade]:
+        """Fetch what a stitch wants; at its beginning also the trade before, whose price empty intervals carry on."""
+        if wants.from_id is not None:
+            return await self._insist(lambda: self._history.trades(market, from_id=wants.from_id))
+        page = await self._insist(lambda: self._history.trades(market, start_ns=wants.start_ns))
+        if not page:
+            return await self._insist(lambda: self._history.trades(market))
+        return await self._insist(lambda: self._history.trades(market, from_id=max(0, page[0].id - 1)))
 
     # ---- how things stand
 
@@ -329,14 +345,19 @@ class Desk:
         """Whether every connection has its streams confirmed."""
         return bool(self._wires) and all(wire.live for wire in self._wires)
 
-    def _wire_of(self, market: MarketPipeline) -> Wire:
-        return next(wire for wire in self._wires if market in wire.markets)
+    @property
+    def reason(self) -> str:
+        """Why not; empty when live."""
+        return next((wire.reason for wire in self._wires if not wire.live), "" if self._wires else self._obstacle)
 
-    def availability(self, market: MarketPipeline) -> tuple[str, str]:
+    def _wire_of(self, market: MarketPipeline) -> Wire | None:
+        return next((wire for wire in self._wires if market in wire.markets), None)
+
+    def availability(self, market: MarketPipeline) -> tuple[AvailabilityState, str]:
         """Say whether a market's signals can be relied on, and why not."""
         wire = self._wire_of(market)
-        if not wire.live:
-            return "stale", wire.reason
+        if wire is None or not wire.live:
+            return "stale", wire.reason if wire else self._obstacle
         lines = [channel.line for channel in market.channels.values()]
         final_ns = market.clock.now_ns - self._history.settle_ns
         for line in lines:

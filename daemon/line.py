@@ -1,7 +1,7 @@
 """One market's candles of one spec, from closed candle to durable message: the ledger of ordinals. Pure.
 
 A line takes closed candles from wherever they come (trades, the exchange's klines, backfill, the journal), folds them
-strictly in order of their ordinals, and produces exactly one message for each ordinal. A missing ordinal is a hole: what
+strictly in order of their ordinals, and produces exactly one message for each. A missing ordinal is a hole: what
 follows waits behind it, and `missing` says what to ask the exchange for.
 """
 
@@ -13,7 +13,7 @@ import msgspec
 from daemon import topics
 from daemon.topics import Context, Signal, Void
 from feeds.market import NS_PER_DAY, NS_PER_S, SEQ_PER_DAY, Candle, CandleSpec, Market, Origin
-from inference.engine import Answer, MarketEngine, Phase
+from inference.engine import Answer, MarketEngine
 from inference.funding import FundingBook
 
 VOID_SPACING_NS = 30 * NS_PER_S
@@ -68,7 +68,16 @@ class Cause(msgspec.Struct, frozen=True):
 class Line:
     """The ledger of one market and spec."""
 
-    def __init__(self, *, base_topic: str, market: Market, spec: CandleSpec, engine: MarketEngine, funding: FundingBook, context: Callable[[], Context]) -> None:
+    def __init__(
+        self,
+        *,
+        base_topic: str,
+        market: Market,
+        spec: CandleSpec,
+        engine: MarketEngine,
+        funding: FundingBook,
+        context: Callable[[], Context],
+    ) -> None:
         """Set up; `context` gives what the market says beside its candles when a message is written."""
         self.market, self.spec, self.engine, self.funding = market, spec, engine, funding
         self.key = (market.exchange, market.symbol)
@@ -95,6 +104,13 @@ class Line:
         """What a snapshot depends on besides the candles."""
         return f"{self.engine.model.id}/{self.engine.model.policy}"
 
+    @property
+    def next_open_ns(self) -> int:
+        """Where the trades of the next candle begin; event candles are counted from the start of their day."""
+        if self.spec.by_time:
+            return (self.next_seq - 1) * self.spec.interval_ns
+        return self.next_seq // SEQ_PER_DAY * NS_PER_DAY
+
     # ---- beginning
 
     def first_needed(self, newest_seq: int, stream_seq: int | None) -> int:
@@ -105,8 +121,8 @@ class Line:
     def begin(self, *, newest_seq: int, stream_seq: int | None, journal: list[Ordinal], snapshot: bytes | None) -> None:
         """Take up a time line where it was left, or where the fold for its newest closed candle begins.
 
-        `newest_seq`: the newest candle that has closed by the exchange's clock. `stream_seq`: the newest ordinal that has a
-        message. At most one epoch is made up for; what lies before it becomes one gap message.
+        `newest_seq`: the newest candle that has closed by the exchange's clock. `stream_seq`: the newest ordinal that
+        has a message. At most one epoch is made up for; what lies before it becomes one gap message.
         """
         after = stream_seq + 1 if stream_seq is not None else newest_seq
         self.publish_from = max(after, newest_seq - self.engine.model.epoch + 1)
@@ -197,14 +213,16 @@ class Line:
             return
         first = min(self._waiting)
         if first % SEQ_PER_DAY == 1 and first > self.next_seq:
-            if first - 1 >= self.publish_from and self.engine.phase is not Phase.COLD:
+            if first - 1 >= self.publish_from:
                 day_ns = first // SEQ_PER_DAY * NS_PER_DAY
                 self._void("day", first - 1, first - 1, day_ns, "day_begins", "", Cause(day_ns))
+                self._owed = first
             self.next_seq = first
 
     def _fold(self, row: Ordinal, charge: float, cause: Cause, *, late: bool) -> None:
         answer, void_hash = self._advance(row, charge)
         self._remember(row)
+        self._leading_gap = False
         self._work.rows.append(row)
         if row.seq < self.publish_from:
             return
@@ -213,6 +231,7 @@ class Line:
         if answer is None and void_hash is None:
             return
         self._owe(self._owed, row.seq, "model_not_ready")
+        self._owed = row.seq + 1
         if answer is not None and row.candle is not None:
             self._signal(row.candle, answer, cause, late=late)
         elif void_hash is not None:
@@ -288,7 +307,6 @@ class Line:
         if self._leading_gap and have and min(have) > self.next_seq:
             # The exchange's history begins later than the fold would: what is not known is not made up.
             self.next_seq = min(have)
-        self._leading_gap = self._leading_gap and not have
         for seq in range(asked[0], max(have, default=asked[0] - 1)):
             if seq not in have and seq >= self.next_seq:
                 first_ns = self._absent.setdefault(seq, asked_at_ns)
@@ -344,7 +362,9 @@ class Line:
         )
         self._draft(payload, candle.close_time_ns, valid_ns, cause, origin=candle.origin, late=late)
 
-    def _void(self, kind: str, first: int, last: int, close_ns: int, reason: str, inputs_hash: str, cause: Cause) -> None:
+    def _void(
+        self, kind: str, first: int, last: int, close_ns: int, reason: str, inputs_hash: str, cause: Cause
+    ) -> None:
         payload = Void(
             kind=kind,  # type: ignore[arg-type]
             **self._identity(last, inputs_hash),  # type: ignore[arg-type]
@@ -360,7 +380,9 @@ class Line:
             payload.id = topics.gap_id(*named, first, last, payload.model, payload.policy)
         self._draft(payload, close_ns, self.spec.interval_ns, cause, origin=None, late=True)
 
-    def _draft(self, payload: Signal | Void, close_ns: int, valid_ns: int, cause: Cause, *, origin: str | None, late: bool) -> None:
+    def _draft(
+        self, payload: Signal | Void, close_ns: int, valid_ns: int, cause: Cause, *, origin: str | None, late: bool
+    ) -> None:
         context = self._context()
         context.origin = origin
         context.event_time = topics.rfc3339(cause.event_time_ns) if cause.event_time_ns else None

@@ -1,7 +1,7 @@
 """Events in, effects out: the one function that live and replay share. Pure.
 
-A `MarketPipeline` owns what is known of one market (sequence of trades, the exchange's time, forming candles, ledgers); the
-`Pipeline` routes events to it and collects the work of all lines for the shell to commit and publish.
+A `MarketPipeline` owns what is known of one market (sequence of trades, the exchange's time, forming candles, ledgers);
+the `Pipeline` routes events to it and collects the work of all lines for the shell to commit and publish.
 """
 
 from collections import Counter
@@ -17,6 +17,7 @@ from feeds.sequence import ExchangeClock, TradeSequence, Verdict
 from feeds.stitch import Stitch
 from inference.engine import MarketEngine, Model, Peek, Phase, peek
 from inference.funding import FundingBook
+from inference.signals import Decision
 
 
 class Channel:
@@ -184,6 +185,11 @@ class Pipeline:
         self.markets[market.exchange, market.symbol] = pipeline
         return pipeline
 
+    @property
+    def now_ns(self) -> int:
+        """The exchanges' time, by the newest of their events; 0 before any."""
+        return max((pipeline.clock.now_ns for pipeline in self.markets.values()), default=0)
+
     def handle(self, events: Iterable[MarketEvent]) -> None:
         """Take market events in the order they were received."""
         for event in events:
@@ -204,23 +210,25 @@ class Pipeline:
 
     def live(self) -> list[tuple[str, Live]]:
         """Answer what the signals would be now, for the markets that moved since the last call: topic and payload."""
-        questions, asked = [], []
+        questions: list[Peek] = []
+        asked: list[tuple[MarketPipeline, Line, Candle]] = []
         for key in self._moved:
             pipeline = self.markets[key]
             for channel in pipeline.channels.values():
-                forming = channel.closer.forming()
-                if forming is None or channel.line.engine.phase is not Phase.READY or forming.seq != channel.line.next_seq:
+                line, forming = channel.line, channel.closer.forming()
+                if forming is None or line.engine.phase is not Phase.READY or forming.seq != line.next_seq:
                     continue
-                charge = pipeline.funding.charge(forming.close_time_ns, channel.line.engine.horizon * channel.line.spec.interval_ns)
-                questions.append(Peek(channel.line.engine, forming, charge or 0.0))
-                asked.append((pipeline, channel.line, forming))
+                charge = pipeline.funding.charge(forming.close_time_ns, line.engine.horizon * line.spec.interval_ns)
+                questions.append(Peek(line.engine, forming, charge or 0.0))
+                asked.append((pipeline, line, forming))
         self._moved.clear()
-        return [
-            (topics.spec_topic(self.base_topic, line.market, line.spec, "live"), self._live(pipeline, line, forming, decision))
-            for (pipeline, line, forming), decision in zip(asked, peek(questions), strict=True)
-        ]
+        answers = []
+        for (pipeline, line, forming), decision in zip(asked, peek(questions), strict=True):
+            topic = topics.spec_topic(self.base_topic, line.market, line.spec, "live")
+            answers.append((topic, self._live(pipeline, line, forming, decision)))
+        return answers
 
-    def _live(self, pipeline: MarketPipeline, line: Line, forming: Candle, decision: "topics.Decision") -> Live:
+    def _live(self, pipeline: MarketPipeline, line: Line, forming: Candle, decision: Decision) -> Live:
         return Live(
             seq=forming.seq,
             exchange=line.market.exchange,

@@ -1,11 +1,12 @@
 """The shipper: from the outbox to the broker, in order, and the retained topics that say how things stand.
 
-Broker trouble stays in here. The pipeline writes to the outbox and goes on; a connection that is lost is made again with
-capped jittered delays, and everything the broker has not acknowledged is sent again in order. Followers drop
+Broker trouble stays in here. The pipeline writes to the outbox and goes on; a connection that is lost is made again
+with capped jittered delays, and everything the broker has not acknowledged is sent again in order. Followers drop
 duplicates by `id`.
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 
@@ -45,8 +46,10 @@ class Publisher:
         self._log = structlog.get_logger().bind(broker=link.where)
         self._retained: dict[str, bytes] = {}
         self._newest: dict[str, OutboxRow] = {row.topic: row for row in store.newest()}
-        self._expiry: dict[str, int] = {}
+        self._expires_s: dict[str, float] = {}
         self._cursor = 0
+        self.sent_to = 0
+        """The newest row that was ever handed to a connection in this life."""
         self._inflight = 0
         self._acknowledged: list[int] = []
         self._wake = asyncio.Event()
@@ -71,11 +74,17 @@ class Publisher:
         if self._connection:
             self._connection.submit(topic, payload, qos=qos)
 
+    def again(self, row: OutboxRow) -> None:
+        """Publish a delivered row once more, on request."""
+        self.volatile(row.topic, with_context(row.identity, row.context, self._stamp() + b',"replayed":true'), qos=1)
+
     def added(self, rows: list[OutboxRow], expiry_s: dict[str, int]) -> None:
         """Take note of new rows in the outbox; `expiry_s` is the validity of `last` per signal topic."""
+        now_s = asyncio.get_running_loop().time()
         for row in rows:
             self._newest[row.topic] = row
-        self._expiry.update(expiry_s)
+            self._expires_s.pop(row.topic, None)
+        self._expires_s.update({topic: now_s + s for topic, s in expiry_s.items()})
         self._wake.set()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -91,7 +100,7 @@ class Publisher:
             live_s = 0.0
             try:
                 async with self._link.connect() as connection:
-                    self._log.info("broker_restored" if down else "broker_connected", outbox=self._store.depth()[0])
+                    self._log.info("broker_restored" if down else "broker_connected", outbox=self._store.load().rows)
                     down = False
                     await self._serve(connection, stop)
                     live_s = asyncio.get_running_loop().time() - began_s
@@ -139,6 +148,7 @@ class Publisher:
         room = self._inflight_max - self._inflight
         for row in self._store.pending(self._cursor, room) if room > 0 else []:
             self._cursor = row.row
+            self.sent_to = max(self.sent_to, row.row)
             self._inflight += 1
             payload = with_context(row.identity, row.context, self._stamp())
             sent = connection.submit(row.topic, payload, qos=1)
@@ -149,7 +159,9 @@ class Publisher:
     def _last(self, connection: Connection, row: OutboxRow) -> None:
         topic = row.topic.removesuffix("signal") + "last"
         payload = with_context(row.identity, row.context, self._stamp())
-        connection.submit(topic, payload, qos=1, retain=True, expiry_s=self._expiry.get(row.topic))
+        expires_s = self._expires_s.get(row.topic)
+        left_s = None if expires_s is None else max(1, int(expires_s - asyncio.get_running_loop().time()) + 1)
+        connection.submit(topic, payload, qos=1, retain=True, expiry_s=left_s)
 
     def _settled(self, done: "asyncio.Future[None]", row: int) -> None:
         if done.cancelled() or done.exception() is not None:
@@ -167,19 +179,27 @@ class Publisher:
             self._store.acknowledge(rows)
 
     async def _drain(self, connection: Connection) -> None:
-        """Give the broker a little time for what is left, then take our leave."""
+        """Give the broker a little time for what is left, then take our leave, however much is left."""
         try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_S):
+                    await self._ship_all(connection)
             async with asyncio.timeout(DRAIN_S):
-                while not connection.lost.is_set():
-                    self._wake.clear()
-                    self._note_acknowledged()
-                    self._ship(connection)
-                    if not self._inflight:
-                        break
-                    await self._wake.wait()
                 await connection.publish(self._status_topic, self._offline, qos=1, retain=True)
         except (TimeoutError, BrokerError) as error:
-            self._log.warning("broker_drain_incomplete", reason=str(error) or "timeout", outbox=self._store.depth()[0])
+            self._log.warning("broker_left_rudely", reason=str(error) or "timeout")
+        self._note_acknowledged()
+        if left := self._store.load().rows:
+            self._log.warning("broker_drain_incomplete", outbox=left)
+
+    async def _ship_all(self, connection: Connection) -> None:
+        while not connection.lost.is_set():
+            self._wake.clear()
+            self._note_acknowledged()
+            self._ship(connection)
+            if not self._inflight:
+                return
+            await self._wake.wait()
 
 
 async def _either(stop: asyncio.Event, timeout_s: float) -> None:

@@ -1,7 +1,7 @@
 """Questions over MQTT: ``request/{command}`` is answered on ``response/{command}``, echoing ``transaction``.
 
-It reads on a connection of its own. A follower who missed something asks for it again with ``replay``: everything durable is a
-fold, so what is sent again is the same to the byte but for ``context``.
+It reads on a connection of its own. A follower who missed something asks for it again with ``replay``: everything
+durable is a fold, so what is sent again is the same to the byte but for ``context``.
 """
 
 import asyncio
@@ -14,11 +14,12 @@ from daemon.health import Reporter
 from daemon.mqtt import BrokerError, MqttLink
 from daemon.publisher import Publisher
 from daemon.store import Store
-from daemon.topics import Request, Response, with_context
+from daemon.topics import Request, Response
 from feeds.backoff import Backoff
 
 REPLAY_MAX = 1000
 """Messages sent again per request; ask on from the next `seq`."""
+REQUEST_BYTES_MAX = 4096
 
 
 class RequestFault(Exception):
@@ -28,7 +29,9 @@ class RequestFault(Exception):
 class Requests:
     """Answers requests."""
 
-    def __init__(self, link: MqttLink, publisher: Publisher, store: Store, reporter: Reporter, *, base_topic: str) -> None:
+    def __init__(
+        self, link: MqttLink, publisher: Publisher, store: Store, reporter: Reporter, *, base_topic: str
+    ) -> None:
         self._link, self._publisher, self._store, self._reporter = link, publisher, store, reporter
         self._base = base_topic
         self._log = structlog.get_logger()
@@ -51,17 +54,20 @@ class Requests:
     def _answer(self, command: str, payload: bytes) -> None:
         transaction: str | int | None = None
         try:
+            if len(payload) > REQUEST_BYTES_MAX:
+                raise RequestFault(f"a request has at most {REQUEST_BYTES_MAX} bytes")
             request = msgspec.json.decode(payload or b"{}", type=Request)
             transaction = request.transaction
             data = self._do(command, request)
             response = Response(transaction=transaction, ok=True, data=data)
-        except (msgspec.DecodeError, RequestFault) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, RequestFault) as error:
             response = Response(transaction=transaction, ok=False, error=str(error))
         self._publisher.volatile(f"{self._base}/response/{command}", topics.encode(response), qos=1)
 
     def _do(self, command: str, request: Request) -> dict[str, object]:
         if command == "status":
-            return {"info": msgspec.to_builtins(self._reporter.info()), "health": msgspec.to_builtins(self._reporter.health())}
+            info, health = self._reporter.info(), self._reporter.health()
+            return {"info": msgspec.to_builtins(info), "health": msgspec.to_builtins(health)}
         if command == "replay":
             return self._replay(request)
         if command == "log_level":
@@ -73,7 +79,7 @@ class Requests:
             raise RequestFault("replay needs topic and from_seq")
         rows = self._store.sent(request.topic, request.from_seq, REPLAY_MAX)
         for row in rows:
-            self._publisher.volatile(row.topic, with_context(row.identity, row.context, b'"replayed":true'), qos=1)
+            self._publisher.again(row)
         return {"messages": len(rows), "last_seq": rows[-1].seq if rows else None}
 
     def _log_level(self, request: Request) -> dict[str, object]:

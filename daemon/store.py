@@ -1,18 +1,21 @@
 """What survives: a journal of closed candles, the newest snapshots and the outbox, in one SQLite file.
 
-The only user of sqlite3. A candle, the state after it and the messages it caused are written in one transaction, so start-up
-is recovery and there is no other kind. WAL with synchronous=FULL: what `commit` returned from is on the disk.
+The only user of sqlite3. A candle, the state after it and the messages it caused are written in one transaction, so
+start-up is recovery and there is no other kind. WAL with synchronous=FULL: what `commit` returned from is on the disk.
 """
 
+import contextlib
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
+from daemon import outbox, topics
 from daemon.line import Ordinal
+from daemon.outbox import Limits, Load, Waiting
 from feeds.market import Candle, Origin
 
 SCHEMA_VERSION = 1
@@ -22,14 +25,18 @@ CREATE TABLE IF NOT EXISTS journal (
     line TEXT NOT NULL, seq INTEGER NOT NULL, open_ns INTEGER NOT NULL, close_ns INTEGER NOT NULL,
     open REAL, high REAL, low REAL, close REAL, volume REAL, trades INTEGER, origin TEXT,
     PRIMARY KEY (line, seq)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS snapshot (line TEXT PRIMARY KEY, model TEXT NOT NULL, seq INTEGER NOT NULL, state BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS snapshot (
+    line TEXT PRIMARY KEY, model TEXT NOT NULL, seq INTEGER NOT NULL, state BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS stream (line TEXT PRIMARY KEY, seq INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS outbox (
     row INTEGER PRIMARY KEY AUTOINCREMENT, line TEXT NOT NULL, seq INTEGER NOT NULL, topic TEXT NOT NULL,
     time_ns INTEGER NOT NULL, identity BLOB NOT NULL, context BLOB NOT NULL, acknowledged INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS outbox_pending ON outbox (row) WHERE acknowledged = 0;
+CREATE INDEX IF NOT EXISTS outbox_age ON outbox (time_ns) WHERE acknowledged = 0;
 CREATE INDEX IF NOT EXISTS outbox_stream ON outbox (line, seq);
+CREATE INDEX IF NOT EXISTS outbox_topic ON outbox (topic, seq);
 """
+_COLUMNS = "row, line, seq, topic, time_ns, identity, context"
 
 
 class StoreError(Exception):
@@ -74,13 +81,27 @@ class Store:
     """The store of one daemon. Not shared between threads or processes: opening takes an exclusive lock."""
 
     def __init__(self, path: Path) -> None:
+        """Open or create the file.
+
+        Raises:
+            StoreError: another process has it, it cannot be written, or another version of lstmd wrote it.
+
+        """
         self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
-            self._prepare()
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"{path}: {error}; is another lstmd using it, or the folder not writable?") from error
+        with contextlib.ExitStack() as undo:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+                undo.callback(self._db.close)
+                self._prepare()
+            except (OSError, sqlite3.Error) as error:
+                hint = "is another lstmd using it, or the folder not writable?"
+                raise StoreError(f"{path}: {error}; {hint}") from error
+            undo.pop_all()
+        counted = self._db.execute(
+            "SELECT COUNT(*), TOTAL(LENGTH(identity) + LENGTH(context)) FROM outbox WHERE acknowledged=0"
+        ).fetchone()
+        self._pending_rows, self._pending_bytes = int(counted[0]), int(counted[1])
 
     def _prepare(self) -> None:
         self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -88,14 +109,17 @@ class Store:
         self._db.execute("PRAGMA synchronous=FULL")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, SCHEMA_VERSION):
-            raise StoreError(f"{self.path}: written by another version of lstmd (schema {version}, this one is {SCHEMA_VERSION})")
+            said = f"schema {version}, this one is {SCHEMA_VERSION}"
+            raise StoreError(f"{self.path}: written by another version of lstmd ({said})")
         self._db.executescript(_TABLES)
         self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -126,6 +150,8 @@ class Store:
         ).lastrowid
         assert row is not None
         self._db.execute("INSERT OR REPLACE INTO stream VALUES (?,?)", (line, m.seq))
+        self._pending_rows += 1
+        self._pending_bytes += len(m.identity) + len(m.context)
         return OutboxRow(row, line, m.seq, m.topic, m.time_ns, m.identity, m.context)
 
     def journal(self, line: str, from_seq: int) -> list[Ordinal]:
@@ -145,36 +171,82 @@ class Store:
 
     def pending(self, after_row: int, limit: int) -> list[OutboxRow]:
         """Read messages that no broker has acknowledged, in order."""
-        rows = self._db.execute(
-            "SELECT row, line, seq, topic, time_ns, identity, context FROM outbox WHERE acknowledged=0 AND row>? ORDER BY row LIMIT ?",
-            (after_row, limit),
-        )
-        return [OutboxRow(*row) for row in rows]
+        return self._outbox("acknowledged=0 AND row>? ORDER BY row LIMIT ?", after_row, limit)
 
-    def depth(self) -> tuple[int, int]:
-        """Return the number of unacknowledged messages and the `time_ns` of the oldest (0 when none)."""
-        count, oldest = self._db.execute("SELECT COUNT(*), MIN(time_ns) FROM outbox WHERE acknowledged=0").fetchone()
-        return int(count), int(oldest or 0)
+    def load(self) -> Load:
+        """Return how much waits to be acknowledged."""
+        oldest = self._db.execute("SELECT MIN(time_ns) FROM outbox WHERE acknowledged=0").fetchone()[0]
+        return Load(self._pending_rows, self._pending_bytes, int(oldest or 0))
 
     def acknowledge(self, rows: Sequence[int]) -> None:
         """Mark messages as delivered."""
+        done = (
+            "UPDATE outbox SET acknowledged=1 WHERE row=? AND acknowledged=0 "
+            "RETURNING LENGTH(identity) + LENGTH(context)"
+        )
         with self._transaction():
-            self._db.executemany("UPDATE outbox SET acknowledged=1 WHERE row=?", [(row,) for row in rows])
+            sizes = [size for row in rows for (size,) in self._db.execute(done, (row,)).fetchall()]
+        self._pending_rows -= len(sizes)
+        self._pending_bytes -= sum(sizes)
+
+    def shed(self, limits: Limits, *, now_ns: int, after_row: int) -> int:
+        """Merge the oldest waiting messages into gaps where a bound is passed; return how many went.
+
+        Those up to `after_row` have been sent and may have arrived: they stay as they are.
+        """
+        load = self.load()
+        if not outbox.exceeded(load, limits, now_ns):
+            return 0
+        before_ns = outbox.expiry_ns(limits, now_ns) if now_ns - load.oldest_ns > limits.age_ns else 0
+        cut = outbox.cut(self._waiting(after_row), load, limits)
+        lasts = self._db.execute(
+            "SELECT line, MAX(row) FROM ("
+            "SELECT line, row FROM outbox WHERE acknowledged=0 AND row>?1 AND row<=?2 UNION ALL "
+            "SELECT line, row FROM outbox WHERE acknowledged=0 AND row>?1 AND time_ns<?3) GROUP BY line",
+            (after_row, cut, before_ns),
+        ).fetchall()
+        gone = 0
+        with self._transaction():
+            for line, last in lasts:
+                rows = self._outbox(
+                    "line=? AND acknowledged=0 AND row>? AND row<=? ORDER BY row", line, after_row, last
+                )
+                gone += self._merge(rows, now_ns=now_ns, before_ns=before_ns)
+        return gone
+
+    def _waiting(self, after_row: int) -> Iterator[Waiting]:
+        rows = self._db.execute(
+            "SELECT row, line, LENGTH(identity) + LENGTH(context) FROM outbox "
+            "WHERE acknowledged=0 AND row>? ORDER BY row",
+            (after_row,),
+        )
+        return (Waiting(*row) for row in rows)
+
+    def _merge(self, rows: list[OutboxRow], *, now_ns: int, before_ns: int) -> int:
+        """Let the last row of a line's oldest stand for all of them; return how many messages went."""
+        last = rows[-1]
+        if len(rows) == 1 and (last.time_ns >= before_ns or outbox.is_gap(last.identity)):
+            return 0
+        gap = outbox.gap_of(rows[0].identity, last.identity)
+        identity, context = topics.identity_of(gap), topics.encode(gap.context)
+        self._db.executemany("DELETE FROM outbox WHERE row=?", [(row.row,) for row in rows[:-1]])
+        self._db.execute(
+            "UPDATE outbox SET time_ns=?, identity=?, context=? WHERE row=?", (now_ns, identity, context, last.row)
+        )
+        self._pending_rows -= len(rows) - 1
+        self._pending_bytes += len(identity) + len(context) - sum(len(r.identity) + len(r.context) for r in rows)
+        return len(rows)
 
     def sent(self, topic: str, from_seq: int, limit: int) -> list[OutboxRow]:
-        """Read messages of a topic again from an ordinal on, delivered or not."""
-        rows = self._db.execute(
-            "SELECT row, line, seq, topic, time_ns, identity, context FROM outbox WHERE topic=? AND seq>=? ORDER BY row LIMIT ?",
-            (topic, from_seq, limit),
-        )
-        return [OutboxRow(*row) for row in rows]
+        """Read delivered messages of a topic again from an ordinal on; what is on its way comes by itself, in order."""
+        return self._outbox("topic=? AND seq>=? AND acknowledged=1 ORDER BY seq LIMIT ?", topic, from_seq, limit)
 
     def newest(self) -> list[OutboxRow]:
         """Read the newest message of each line."""
-        rows = self._db.execute(
-            "SELECT row, line, seq, topic, time_ns, identity, context FROM outbox "
-            "WHERE row IN (SELECT MAX(row) FROM outbox GROUP BY line)"
-        )
+        return self._outbox("row IN (SELECT MAX(row) FROM outbox GROUP BY line)")
+
+    def _outbox(self, where: str, *values: object) -> list[OutboxRow]:
+        rows = self._db.execute(f"SELECT {_COLUMNS} FROM outbox WHERE {where}", values)  # noqa: S608 (our own text)
         return [OutboxRow(*row) for row in rows]
 
     def prune(self, line: str, *, keep_from_seq: int, keep_messages: int) -> None:
@@ -182,7 +254,8 @@ class Store:
         with self._transaction():
             self._db.execute("DELETE FROM journal WHERE line=? AND seq<?", (line, keep_from_seq))
             self._db.execute(
-                "DELETE FROM outbox WHERE line=?1 AND acknowledged=1 AND seq<=(SELECT MAX(seq) FROM outbox WHERE line=?1)-?2",
+                "DELETE FROM outbox WHERE line=?1 AND acknowledged=1 "
+                "AND seq<=(SELECT MAX(seq) FROM outbox WHERE line=?1)-?2",
                 (line, keep_messages),
             )
 
@@ -197,7 +270,9 @@ class _Transaction:
     def __enter__(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._db.execute("COMMIT" if kind is None else "ROLLBACK")
 
 
@@ -216,8 +291,8 @@ def _unflatten(row: tuple[object, ...]) -> Ordinal:
         return Ordinal(seq, None)
     candle = msgspec.convert(
         {
-            "seq": seq, "open_time_ns": open_ns, "close_time_ns": close_ns, "open": o, "high": h, "low": low, "close": c,
-            "volume": volume, "trades": trades, "closed": True, "origin": Origin(str(origin)),
+            "seq": seq, "open_time_ns": open_ns, "close_time_ns": close_ns, "open": o, "high": h, "low": low,
+            "close": c, "volume": volume, "trades": trades, "closed": True, "origin": Origin(str(origin)),
         },
         Candle,
     )  # fmt: skip

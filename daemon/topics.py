@@ -77,8 +77,8 @@ class Signal(msgspec.Struct, kw_only=True):
 class Void(msgspec.Struct, kw_only=True):
     """Ordinals without a signal, `from_seq` to `to_seq`.
 
-    The exchange has no such candle (`void`); or an absence was too long to make up for, the model was not ready, or what
-    waited for the broker was too much (`gap`); or the day of event candles begins (`day`).
+    The exchange has no such candle (`void`); or an absence was too long to make up for, the model was not ready, or
+    what waited for the broker was too much (`gap`); or the day of event candles begins (`day`).
     """
 
     schema: str = SCHEMA
@@ -152,13 +152,16 @@ class Status(msgspec.Struct, kw_only=True):
     boot_id: str
 
 
+AvailabilityState = Literal["online", "warming", "tainted", "stale", "offline"]
+
+
 class Availability(msgspec.Struct, kw_only=True):
     """Whether a market's signals can be relied on; combine it with `Status`."""
 
     schema: str = SCHEMA
     exchange: str
     symbol: str
-    state: Literal["online", "warming", "tainted", "stale", "offline"]
+    state: AvailabilityState
     reason: str
     since: str
 
@@ -194,7 +197,7 @@ class Request(msgspec.Struct, kw_only=True):
     transaction: str | int | None = None
     topic: str | None = None
     """`replay`: the signal topic to send again."""
-    from_seq: Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)] | None = None
+    from_seq: Annotated[int, msgspec.Meta(ge=0, le=10**15)] | None = None
     level: str | None = None
     """`log_level`: the new level."""
 

@@ -67,6 +67,11 @@ class TimeCandles:
         return self._open_ns // self._interval_ns + 1 if self._open_ns else 0
 
     @property
+    def end_ns(self) -> int:
+        """Close of the forming candle; 0 before the first evidence."""
+        return self.frontier * self._interval_ns
+
+    @property
     def complete(self) -> bool:
         """Whether every trade of the forming candle so far was seen."""
         return self._seen_since_ns is not None and self._seen_since_ns <= self._open_ns
@@ -130,9 +135,9 @@ class EventCandles:
     """Candles of one market by number of trades, volume or value; they start afresh at 00:00 UTC.
 
     The trade that reaches the amount belongs to the candle it closes. The day's last candle closes with the day,
-    whatever it holds, so that each trade is in exactly one candle; a trade that comes out of order after midnight belongs
-    to the new day. `close_time` is a millisecond (the exchanges' resolution) past the last trade; the next candle opens
-    no earlier, so intervals never overlap.
+    whatever it holds, so that each trade is in exactly one candle; a trade that comes out of order after midnight
+    belongs to the new day. `close_time` is a millisecond (the exchanges' resolution) past the last trade; the next
+    candle opens no earlier, so intervals never overlap.
     """
 
     def __init__(self, spec: CandleSpec, *, price_decimals: int, size_decimals: int) -> None:

@@ -3,10 +3,11 @@
 Evidence, strongest first:
 
 1. A trade at or past the close, in unbroken order of ids: nothing of the candle can still be under way.
-2. The exchange's own closed kline. Equal to ours, it closes the candle; where trades were missed, it is the candle. Where ours is
-   whole and yet differs, trades may still be on their way on the other stream: wait for 1 or 3, then the exchange's figures
-   stand and the mismatch is counted.
-3. Two events of other streams (mark price, forming kline), both `grace` past the close: for a quiet market.
+2. The exchange's own closed kline. Equal to ours, it closes the candle; where trades were missed, it is the candle.
+   Where ours is whole and yet differs, trades may still be on their way on the other stream: wait for 1 or 3, then the
+   exchange's figures stand and the mismatch is counted.
+3. Two events of other streams (mark price, forming kline), both `grace` past the close: for a quiet market. One alone
+   may carry a wrong time.
 
 Pure. One `Closer` per market and candle spec.
 """
@@ -31,9 +32,11 @@ class Closer:
         self._builder: TimeCandles | EventCandles = candle_builder(
             spec, price_decimals=market.price_decimals, size_decimals=market.size_decimals
         )
+        self._has_kline = has_kline
         self._official: dict[int, Candle] = {}
+        self._followed = False
         self._unsure = False
-        self._armed = 0
+        self._witness_ns = 0
 
     @property
     def frontier(self) -> int:
@@ -55,8 +58,17 @@ class Closer:
             self._builder.see(time_ns)
 
     def doubt(self) -> None:
-        """Declare the connection lost: the next trade's id will tell whether any was missed."""
-        self._unsure = True
+        """Declare the connection lost: the next trade's id will tell whether any was missed.
+
+        Before the first trade nothing could tell, so trades count as missed. Where the exchange has no klines, trades
+        come through a `Stitch`, which lets none be missed.
+        """
+        if not self._has_kline:
+            return
+        if self._followed:
+            self._unsure = True
+        else:
+            self.lose()
 
     def lose(self) -> None:
         """Declare that trades were missed."""
@@ -66,21 +78,17 @@ class Closer:
 
     def trade(self, trade: Trade) -> list[Candle]:
         """Take the next trade, its order proven by its id; return what it closes."""
-        self._unsure = False
+        self._followed, self._unsure = True, False
         closed = self._builder.add(trade)
         return self._settle(closed) if closed or self._official else closed
 
     def time(self, time_ns: int) -> list[Candle]:
         """Take the time of another stream's event; return what it closes."""
+        proven_ns = min(time_ns, self._witness_ns) - self._grace_ns
+        self._witness_ns = time_ns
         if not isinstance(self._builder, TimeCandles):
-            return self._builder.close_until(time_ns - self._grace_ns)
-        frontier = self._builder.frontier
-        if time_ns < frontier * self.spec.interval_ns + self._grace_ns:
-            return []
-        if self._armed != frontier and frontier:
-            self._armed = frontier
-            return []
-        return self._close_until(self._builder, time_ns - self._grace_ns)
+            return self._builder.close_until(proven_ns)
+        return self._close_until(self._builder, proven_ns) if proven_ns >= self._builder.end_ns else []
 
     def kline(self, official: Candle) -> list[Candle]:
         """Take the exchange's own closed candle; return what it closes.

@@ -39,7 +39,7 @@ class Malformed(msgspec.Struct, frozen=True):
     """A frame or a row of one that was not understood: counted and logged, never applied."""
 
     kind: str
-    """One of a small closed set of names, fit for a metric label: ``json``, ``encoding``, ``size``, ``type``, ``value``, ``symbol``."""
+    """One of a small closed set of names, fit for a metric label: json, encoding, size, type, value, symbol."""
     detail: str
     """At most 200 characters for the log."""
 

@@ -24,9 +24,9 @@ class Verdict(StrEnum):
 class TradeSequence:
     """Follow contiguous trade ids.
 
-    A rejected trade (`DUPLICATE`, `PAST`) does not move the sequence. A trade with a false id or time is told from a real
-    one by nothing but what follows: real trades may be rejected until the time it claims has passed, and the first one
-    accepted after it is a `GAP`, so that whatever was rejected is fetched again.
+    A rejected trade (`DUPLICATE`, `PAST`) does not move the sequence. Nothing but what follows tells a trade with a
+    false id or time from a real one: real trades may be rejected until the time it claims has passed, but the first
+    one accepted after it is a `GAP`, so that whatever was rejected is fetched again.
     """
 
     PAST_TOLERANCE_NS = NS_PER_S

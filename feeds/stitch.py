@@ -57,8 +57,8 @@ class Stitch:
     def fill(self, page: list[Trade], *, at_end: bool) -> list[Trade]:
         """Take a fetched page; return the trades that are next in order, live ones included once they join.
 
-        The exchange's history counts as it is: only its ids are looked at. `at_end`: the exchange had nothing newer, and
-        live trades are being received.
+        The exchange's history counts as it is: only its ids are looked at. `at_end`: the exchange had nothing newer,
+        and live trades are being received.
         """
         out = []
         for trade in page:

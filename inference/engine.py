@@ -1,11 +1,12 @@
 """One market's model: folds closed candles, decides, peeks, and changes over between epochs.
 
-The state a candle sees is defined, not accumulated. Epoch = floor(seq / E). The state for a candle is the fold over the
-market's candles from W before its epoch's first ordinal (or from the market's first candle, where the listing proves that
-there was none before). During the last W candles of an epoch a second fold is advanced beside the first and takes over at
-the boundary. So the signal for a candle does not depend on when the daemon was started.
+The state a candle sees is defined, not accumulated. Epoch = floor(seq / E). The state for a candle is the fold over
+the market's candles from W before its epoch's first ordinal (or from the market's first candle, where the listing
+proves that there was none before). During the last W candles of an epoch a second fold is advanced beside the first and
+takes over at the boundary. So the signal for a candle does not depend on when the daemon was started.
 
-Event candles have the UTC day for an epoch; its fold begins with the last W candles of the day before.
+Event candles have the UTC day for an epoch; its fold begins with the last W candles of the day before. A day whose eve
+is not known has none, unless it is the market's first.
 
 Pure: no clock, no files.
 """
@@ -19,13 +20,14 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from feeds.market import SEQ_PER_DAY, Candle, CandleSpec, Market
+from feeds.market import NS_PER_DAY, SEQ_PER_DAY, Candle, CandleSpec, Market
 from inference import lstm
 from inference.artifact import Artifact
 from inference.features import INDICATORS, N_FEATURES, N_INDICATORS, update
 from inference.signals import Decision, Outlook, Rules, Side, confirm, decide
 from inference.state import Fold
 
+_Snapshot = tuple[int, int, tuple[dict[str, object] | None, dict[str, object] | None], list[tuple[Candle, float]]]
 _SNAPSHOT = 1
 """Version of the snapshot's layout."""
 
@@ -111,8 +113,8 @@ class MarketEngine:
     def advance(self, candle: Candle, funding: float) -> Answer | None:
         """Fold a closed candle; return what it decides once the model is ready.
 
-        `funding`: what a long pays within the horizon, as a fraction. Candles must come in order of `seq`, voids through
-        `skip`.
+        `funding`: what a long pays within the horizon, as a fraction. Candles must come in unbroken order of `seq`,
+        voids through `skip`.
         """
         self._turn(candle.seq)
         if self._tail.maxlen:
@@ -136,6 +138,7 @@ class MarketEngine:
         """Change over at an epoch's boundary, and begin the folds that begin at `seq`."""
         if not self.spec.by_time:
             return self._turn_day(seq)
+        assert self._current is None or seq == self._current.seq + 1, "a fold has no holes"
         epoch = seq // self.model.epoch
         if epoch != self._epoch_number:
             self._epoch_number, self._current, self._following = epoch, self._following, None
@@ -146,14 +149,19 @@ class MarketEngine:
         return None
 
     def _turn_day(self, seq: int) -> None:
-        day = seq // SEQ_PER_DAY
+        day, number = divmod(seq, SEQ_PER_DAY)
         if day == self._epoch_number:
             return
-        known, self._epoch_number = self._epoch_number, day
-        tail = list(self._tail) if known == day - 1 else []
-        self._current = self._begin(tail[0][0].seq if tail else seq)
-        for candle, funding in tail:
-            self._fold(self._current, candle, funding)
+        eve, listed_ns = self._epoch_number * SEQ_PER_DAY, self.market.listed_at_ns
+        follows = 0 <= self._epoch_number == day - 1
+        self._epoch_number, self._current = day, None
+        tail = [(candle, funding) for candle, funding in self._tail if follows and candle.seq > eve]
+        if len(tail) == self._tail.maxlen or (tail and tail[0][0].seq == eve + 1):
+            self._current = self._begin(tail[0][0].seq)
+            for candle, funding in tail:
+                self._fold(self._current, candle, funding)
+        elif number == 1 and listed_ns is not None and listed_ns // NS_PER_DAY == day:
+            self._current = self._begin(seq)
 
     def _begin(self, seq: int) -> Fold:
         return Fold(seq, self.model.shape, self._identity)
@@ -166,12 +174,12 @@ class MarketEngine:
         fold.side = decision.side
         return decision
 
-    def _features(self, state: "np.ndarray[tuple[int], np.dtype[np.float64]]", candle: Candle) -> None:
+    def _features(self, state: lstm.F64, candle: Candle) -> None:
         interval_ns = self.spec.interval_ns or max(1, candle.close_time_ns - candle.open_time_ns)
         c = candle
         update(state, c.open, c.high, c.low, c.close, c.volume, c.close_time_ns, interval_ns, self._x[0], self._raw)
 
-    def _decide(self, y: lstm.F32, x: lstm.F32, raw: "np.ndarray[tuple[int], np.dtype[np.float64]]", held: Side, funding: float) -> Decision:
+    def _decide(self, y: lstm.F32, x: lstm.F32, raw: lstm.F64, held: Side, funding: float) -> Decision:
         expected = self.model.artifact.expect(y, self.horizon)
         named = dict(zip(INDICATORS, raw.tolist(), strict=True))
         scale_bps = 1e4 * named["sigma"] * self.horizon**0.5
@@ -202,14 +210,22 @@ class MarketEngine:
 
         """
         try:
-            version, epoch, folds, tail = msgspec.msgpack.decode(snapshot, type=tuple[int, int, list[dict[str, object] | None], list[tuple[Candle, float]]])
+            version, epoch, folds, tail = msgspec.msgpack.decode(snapshot, type=_Snapshot)
+            if version != _SNAPSHOT:
+                raise ValueError(f"the snapshot has layout {version}, this is {_SNAPSHOT}")
+            current, following = (Fold.unpack(raw, self.model.shape) if raw else None for raw in folds)
         except msgspec.DecodeError as error:
             raise ValueError(f"the snapshot cannot be read: {error}") from error
-        if version != _SNAPSHOT:
-            raise ValueError(f"the snapshot has layout {version}, this is {_SNAPSHOT}")
-        current, following = (Fold.unpack(raw, self.model.shape) if raw else None for raw in folds)
         self._epoch_number, self._current, self._following = epoch, current, following
+        self._tail.clear()
         self._tail.extend(tail)
+
+    def _fold_for(self, seq: int) -> Fold:
+        """Return the fold that candle `seq`, the next one, will be folded into."""
+        changes_over = self.spec.by_time and seq // self.model.epoch != self._epoch_number
+        fold = self._following if changes_over else self._current
+        assert fold is not None
+        return fold
 
 
 class Peek(NamedTuple):
@@ -223,7 +239,7 @@ class Peek(NamedTuple):
 def peek(questions: Sequence[Peek]) -> list[Decision]:
     """Answer for many markets of one model in a single batch, leaving every state as it is.
 
-    Every engine must be ready.
+    Every engine must be ready and its candle the next one; an event candle must not be the first of its day.
     """
     if not questions:
         return []
@@ -233,13 +249,12 @@ def peek(questions: Sequence[Peek]) -> list[Decision]:
     h, c, y = weights.zeros(size), weights.zeros(size), weights.answers(size)
     folds = []
     for i, (engine, candle, _) in enumerate(questions):
-        fold = engine._current  # noqa: SLF001
-        assert fold is not None
-        engine._features(fold.features.copy(), candle)  # noqa: SLF001
-        x[i], raw[i], h[i], c[i] = engine._x[0], engine._raw, fold.h, fold.c  # noqa: SLF001
+        fold = engine._fold_for(candle.seq)
+        engine._features(fold.features.copy(), candle)
+        x[i], raw[i], h[i], c[i] = engine._x[0], engine._raw, fold.h, fold.c
         folds.append(fold)
     lstm.peek(weights, x, h, c, y)
     return [
-        q.engine._decide(y[i : i + 1], x[i], raw[i], fold.side, q.funding)  # noqa: SLF001
+        q.engine._decide(y[i : i + 1], x[i], raw[i], fold.side, q.funding)
         for i, (q, fold) in enumerate(zip(questions, folds, strict=True))
     ]

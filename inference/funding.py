@@ -1,7 +1,7 @@
 """What funding a position opened at a candle's close would pay within the horizon, from settled rates only.
 
-Pure. The exchange's *predicted* rate moves every second and is not in any history, so it never decides a durable signal;
-the last settled rate, published before the candle closed, does.
+Pure. The exchange's *predicted* rate moves every second and is not in any history, so it never decides a durable
+signal; the last settled rate, published before the candle closed, does.
 """
 
 import bisect
@@ -45,18 +45,20 @@ class FundingBook:
         return known_ns - known_ns % _HOUR_NS + self.KNOWN_AFTER_NS
 
     def charge(self, close_ns: int, horizon_ns: int) -> float | None:
-        """Return what a long pays from the close to the horizon, as a fraction of its value; 0.0 where nothing is settled.
+        """Return what a long pays from the close to the horizon, as a fraction of its value.
 
-        None: a settlement lies ahead and the book is older than `due_ns`; ask the exchange, then ask again.
+        0.0 where nothing is settled yet, or falls due. None: it may, and the book is older than `due_ns`; ask the
+        exchange, then ask again. So the answer does not depend on when the book was asked: an interval may have changed
+        since, but settlements stay on whole hours.
         """
+        if (close_ns + horizon_ns) // _HOUR_NS == close_ns // _HOUR_NS:
+            return 0.0
+        if self.asked_at_ns < self.due_ns(close_ns):
+            return None
         known = bisect.bisect_right(self._times_ns, close_ns - self.KNOWN_AFTER_NS)
         if known == 0:
-            return 0.0 if self.asked_at_ns >= self.due_ns(close_ns) else None
-        last_ns = self._times_ns[known - 1]
-        interval_ns = _DEFAULT_INTERVAL_NS
-        if known > 1:
-            interval_ns = last_ns - self._times_ns[known - 2]
-        payments = (close_ns + horizon_ns - last_ns) // interval_ns - (close_ns - last_ns) // interval_ns
-        if payments <= 0:
             return 0.0
-        return payments * self._rates[known - 1] if self.asked_at_ns >= self.due_ns(close_ns) else None
+        last_ns = self._times_ns[known - 1]
+        interval_ns = last_ns - self._times_ns[known - 2] if known > 1 else _DEFAULT_INTERVAL_NS
+        payments = (close_ns + horizon_ns - last_ns) // interval_ns - (close_ns - last_ns) // interval_ns
+        return payments * self._rates[known - 1] + 0.0

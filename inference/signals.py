@@ -1,7 +1,7 @@
 """From what the model expects to what is published: side, edge net of costs, stop and leverage hints, and why.
 
-Pure functions of the model's outlook, the side held so far and the operator's rules. No claim of profit is made here: the
-side is flat unless the expected move pays the round trip.
+Pure functions of the model's outlook, the side held so far and the operator's rules. No claim of profit is made here:
+the side is flat unless the expected move pays the round trip.
 """
 
 import math
@@ -145,9 +145,9 @@ def leverage_limit(stop_bps: float, rules: Rules) -> float:
 def confirm(*, rsi: float, macd_hist: float, adx: float, percent_b: float, trend: float) -> list[Confirmation]:
     """Read the classic indicators as their inventors did.
 
-    RSI 14 above 70 is overbought and below 30 oversold (Wilder 1978); the MACD histogram's sign is the momentum (Appel);
-    ADX 14 above 25 speaks of a trend (Wilder), in the direction of `trend`, the fast over the slow EMA less one;
-    Bollinger %b above 1 or below 0 is an excursion expected to revert.
+    RSI 14 above 70 is overbought and below 30 oversold (Wilder 1978); the MACD histogram's sign is the momentum
+    (Appel); ADX 14 above 25 speaks of a trend (Wilder), in the direction of `trend`, the fast over the slow EMA less
+    one; Bollinger %b above 1 or below 0 is an excursion expected to revert.
     """
     return [
         Confirmation("rsi_14", _published(rsi), _lean(30.0 - rsi, rsi - 70.0)),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from feeds.market import NS_PER_S
 from inference import artifact as artifacts
 from inference.artifact import Artifact
-from training import baselines, costs, dataset, metrics, score
+from training import baselines, costs, dataset, score, trading
 from training.baselines import Linear
 from training.dataset import CandlesError, Epochs, Series
 from training.forecasts import Rows, lstm_forecast, prior_forecast, prior_of, rows_of
@@ -97,11 +97,13 @@ def assess(
         raise CandlesError("no candle is left to score: each needs its warm-up before it and its horizon after it")
     if any(run.folds is not None for run in runs):
         warnings.append("some files made the artifact: only spans its recipe kept for testing are scored")
+    strange = [run.series.span for run in runs if run.folds is None]
+    if any(start < fold.test_from_ns and fold.start_ns < end for fold in own for start, end in strange):
+        warnings.append("the artifact learnt from other candles of the same time as some that are scored")
     models, more = _models(loaded, rows, epochs, series, train, seed)
     warnings += more
     result = _figures(loaded, models, rows, series, seed)
-    trades = _trades(loaded, models["lstm"], rows, epochs, series)
-    result["trading"] = _trading(trades, models["lstm"], rows, loaded, seed)
+    trades, result["trading"] = trading.follow(loaded, models["lstm"], rows, epochs, series, seed=seed)
     result["files"] = [{"name": path.name, "sha256": digests[path]} for path in candles]
     result["warnings"] = warnings
     return Scored(result, models, rows.outcome, trades, loaded, epochs.x[0])
@@ -214,57 +216,6 @@ def _group(models: dict[str, Forecast], outcome: Outcome, mine: NDArray[np.bool_
     scored = _scores({name: model.part(mine) for name, model in models.items()}, part, seed)
     keys = ("log_loss_skill_pct", "touch_skill_pct", "direction_skill_pct", "variance_r2")
     return {"rows": len(part), "days": len(np.unique(part.day))} | {key: scored[key] for key in keys}
-
-
-def expected_bps(artifact: Artifact, forecast: Forecast, outcome: Outcome) -> NDArray[np.float64]:
-    """Return the expected move of each row as the live decision reckons it, bps."""
-    assert forecast.p_touch is not None
-    assert forecast.p_up is not None
-    barrier = 1e4 * artifact.manifest.barrier_width * outcome.sigma * np.sqrt(outcome.horizon)
-    return forecast.p_touch * (2 * forecast.p_up - 1) * barrier
-
-
-def _trades(artifact: Artifact, forecast: Forecast, rows: Rows, epochs: Epochs, runs: Sequence[Series]) -> costs.Trades:
-    """Trade each run on its own, on the side whose expected move pays the round trip; join by time of entry."""
-    charge = costs.Costs(artifact.manifest.decision.taker_fee_bps, artifact.manifest.decision.half_spread_bps)
-    expected = expected_bps(artifact, forecast, rows.outcome)
-    wanted = np.where(np.abs(expected) > charge.round_trip_bps, np.sign(expected), 0).astype(np.int8)
-    at = epochs.row[rows.at[0], rows.at[1]]
-    parts, moments = [], []
-    for index in np.unique(rows.run):
-        mine, run = rows.run == index, runs[index]
-        side, valid = np.zeros(len(run), np.int8), np.zeros(len(run), bool)
-        side[at[mine]], valid[at[mine]] = wanted[mine], True
-        horizon = artifact.manifest.signal_horizon[run.spec]
-        parts.append(costs.trade(side, run.close, valid, horizon=horizon, costs=charge))
-        moments.append(run.close_time_ns[parts[-1].entry])
-    order = np.argsort(np.concatenate(moments), kind="stable")
-    names = ("entry", "exit", "side", "gross_bps", "net_bps")
-    return costs.Trades(*(np.concatenate([getattr(p, name) for p in parts])[order] for name in names))
-
-
-def _trading(trades: costs.Trades, forecast: Forecast, rows: Rows, artifact: Artifact, seed: int) -> dict[str, Any]:
-    size = np.quantile(np.abs(expected_bps(artifact, forecast, rows.outcome)), (0.5, 0.99, 1.0)).tolist()
-    result: dict[str, Any] = {
-        "trades": len(trades.net_bps),
-        "round_trip_bps": costs.Costs(
-            artifact.manifest.decision.taker_fee_bps, artifact.manifest.decision.half_spread_bps
-        ).round_trip_bps,
-        "expected_move_bps": {"p50": size[0], "p99": size[1], "max": size[2]},
-        "funding": "not charged: no funding history was given",
-    }
-    if not len(trades.net_bps):
-        return result | {"verdict": "no trade: no expected move pays the round trip; no claim of profit"}
-    block = np.arange(len(trades.net_bps)) // 5  # neighbours in time share their fate
-    net = metrics.block_bootstrap(
-        block,
-        np.column_stack((trades.net_bps, np.ones(len(block)))),
-        lambda s: s[:, 0] / np.maximum(s[:, 1], 1),
-        seed=seed,
-    )
-    result |= {"gross_bps_mean": float(trades.gross_bps.mean()), "net_bps_mean": score.plain(net)}
-    covers = "no edge after costs: the interval covers zero" if net.lo <= 0 <= net.hi else "a loss after costs"
-    return result | {"verdict": "a gain after costs on these candles" if net.lo > 0 else covers}
 
 
 def _day(time_ns: int) -> str:

@@ -17,7 +17,7 @@ from training.splits import Role
 from training.synthetic import Regimes
 
 RECIPE = Recipe(
-    name="planted", resample=(), horizons=(15,), signal_horizon={"1m": 15}, members=1, direction_members=0, hidden=32,
+    name="planted", resample=(), horizons=(15,), signal_horizon={"1m": 15}, members=3, direction_members=0, hidden=32,
     passes=12, batch=16, direction_weight=1.0, weight_decay=0.01, dropout=0.0, mirror=False,
 )  # fmt: skip
 """Small and unshrunk: here the direction can be learnt."""

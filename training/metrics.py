@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 EPS = 1e-7
+BLOCKS_MIN = 5
+"""Fewer blocks than this bound nothing."""
 
 
 def log_loss(p: Floats, outcome: NDArray[np.bool_]) -> Floats:
@@ -83,7 +85,7 @@ def r_squared(forecast: Floats, target: Floats) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure with the bounds of its 95 % bootstrap interval."""
+    """A figure with the bounds of its 95 % bootstrap interval; NaN where there are too few blocks to tell."""
 
     value: float
     lo: float
@@ -106,11 +108,14 @@ def block_bootstrap(
     _, index = np.unique(blocks, return_inverse=True)
     per_block = np.zeros((int(index.max()) + 1, sums.shape[1]))
     np.add.at(per_block, index, sums)
+    value = float(statistic(per_block.sum(axis=0, keepdims=True))[0])
+    if len(per_block) < BLOCKS_MIN:
+        return Interval(value, float("nan"), float("nan"))
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(len(per_block), np.full(len(per_block), 1.0 / len(per_block)), size=draws)
     drawn = statistic(weights.astype(np.float64) @ per_block)
     lo, hi = np.quantile(drawn, (0.025, 0.975))
-    return Interval(float(statistic(per_block.sum(axis=0, keepdims=True))[0]), float(lo), float(hi))
+    return Interval(value, float(lo), float(hi))
 
 
 def skill_interval(blocks: NDArray[np.int64], loss: Floats, reference: Floats, *, seed: int = 0) -> Interval:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from inference.artifact import Artifact
 from inference.explain import half_life, mean_forget
-from training import metrics
+from training import metrics, score
 from training.costs import Trades
 from training.ensemble import forecast
 from training.evaluate import Scored
@@ -61,15 +61,12 @@ def _verdicts(result: dict[str, Any]) -> str:
     return f"<ul>{said}{''.join(f'<li>{html.escape(w)}</li>' for w in result['warnings'])}</ul>"
 
 
-def _range(figure: dict[str, float], digits: int = 2) -> str:
-    return f"{figure['value']:.{digits}f} [{figure['lo']:.{digits}f}, {figure['hi']:.{digits}f}]"
-
-
 def _table(result: dict[str, Any]) -> str:
     heads = ("model", "skill %", "touch %", "direction %", "AUC touch", "AUC direction", "ECE touch", "Brier")
     rows = [
         (
-            name, _range(skill), _range(result["touch_skill_pct"][name]), _range(result["direction_skill_pct"][name]),
+            name, score.text(skill), score.text(result["touch_skill_pct"][name]),
+            score.text(result["direction_skill_pct"][name]),
             f"{result['auc'][name]['touch']:.3f}", f"{result['auc'][name]['direction']:.3f}",
             f"{result['ece'][name]['touch']:.3f}", f"{result['brier'][name]:.4f}",
         )
@@ -81,7 +78,12 @@ def _table(result: dict[str, Any]) -> str:
 def _variance_table(result: dict[str, Any]) -> str:
     below = result["variance_mse_below_reference_pct"]
     rows = [
-        (name, _range(r2, 3), f"{result['variance_qlike'][name]:.3f}", _range(below[name], 1) if name in below else "–")
+        (
+            name,
+            score.text(r2, 3),
+            f"{result['variance_qlike'][name]:.3f}",
+            score.text(below[name], 1) if name in below else "–",
+        )
         for name, r2 in result["variance_r2"].items()
     ]
     return _html_table(("log variance", "R²", "QLIKE", f"MSE below {result['variance_reference']}, %"), rows)
@@ -148,7 +150,10 @@ def _reliability(scored: Scored) -> str:
 
 
 def _intervals(caption: str, groups: dict[str, Any]) -> str:
-    figures = [(name, group["log_loss_skill_pct"]["lstm"]) for name, group in groups.items()]
+    every = [(name, group["log_loss_skill_pct"]["lstm"]) for name, group in groups.items()]
+    figures = [(name, figure) for name, figure in every if figure["lo"] is not None]
+    if not figures:
+        return f"<p>{html.escape(caption)}: too few days for intervals.</p>"
     lows, highs = [f["lo"] for _, f in figures], [f["hi"] for _, f in figures]
     frame = _Frame((-0.5, len(figures) - 0.5), (min(0.0, *lows), max(0.0, *highs)))
     marks = [frame.line([(-0.5, 0), (len(figures) - 0.5, 0)], "#999", "4")]

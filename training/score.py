@@ -119,13 +119,29 @@ def _r_squared(day: NDArray[np.int64], error: Floats, truth: Floats, seed: int) 
     return metrics.block_bootstrap(day, sums, lambda s: 1 - s[:, 0] / (s[:, 2] - s[:, 1] ** 2 / s[:, 3]), seed=seed)
 
 
-def plain(interval: Interval) -> dict[str, float]:
+Figure = dict[str, float | None]
+"""An interval as JSON has it: value, lo, hi; what is not a number is null."""
+
+
+def plain(interval: Interval) -> Figure:
     """Return an interval as JSON has it."""
-    return {"value": interval.value, "lo": interval.lo, "hi": interval.hi}
+    figures = {"value": interval.value, "lo": interval.lo, "hi": interval.hi}
+    return {name: figure if np.isfinite(figure) else None for name, figure in figures.items()}
 
 
-def verdict(skill: Mapping[str, float]) -> str:
+def text(figure: Figure | None, digits: int = 2) -> str:
+    """Write an interval for people."""
+    if figure is None or figure["value"] is None:
+        return "–"
+    bounds = "too few days" if figure["lo"] is None else f"{figure['lo']:.{digits}f}, {figure['hi']:.{digits}f}"
+    return f"{figure['value']:.{digits}f} [{bounds}]"
+
+
+def verdict(skill: Figure) -> str:
     """Say in words what an interval of a skill means."""
-    if skill["lo"] > 0:
+    low, high = skill["lo"], skill["hi"]
+    if low is None or high is None:
+        return "no edge shown: too few days for an interval"
+    if low > 0:
         return "skill above the prior"
-    return "worse than the prior" if skill["hi"] < 0 else "no edge: the interval covers zero"
+    return "worse than the prior" if high < 0 else "no edge: the interval covers zero"

@@ -3,7 +3,6 @@
 A cut is a moment, not a row: markets move together, so all of them are cut at the same moments.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -61,17 +60,3 @@ def cut(span: tuple[int, int], *, validate_from: float, test_from: float) -> Fol
     if not 0 < validate_from < test_from <= 1:
         raise ValueError(f"cuts at {validate_from} and {test_from}: 0 < validate_from < test_from <= 1 is needed")
     return Fold(start, start + int((end - start) * validate_from), start + int((end - start) * test_from), end)
-
-
-def walk_forward(span: tuple[int, int], *, folds: int, first_train: float, validate: float) -> list[Fold]:
-    """Cut an era into `folds` test spans of equal length that follow one another.
-
-    Each fold trains on all that lies before its validation span (an expanding window); `first_train` is the fraction of
-    the era before the first test span, `validate` the fraction right before each test span that chooses.
-    """
-    start, end = span
-    if not 0 < validate < first_train < 1 or folds < 1:
-        raise ValueError("0 < validate < first_train < 1 and at least one fold are needed")
-    length = end - start
-    edges = [start + int(length * (first_train + (1 - first_train) * k / folds)) for k in range(folds)] + [end]
-    return [Fold(start, t - int(length * validate), t, u) for t, u in itertools.pairwise(edges)]

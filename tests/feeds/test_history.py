@@ -309,7 +309,7 @@ async def test_against_the_independent_exchange() -> None:
         assert len(await history.funding(market, start_ns=now - 86_400 * NS_PER_S)) == 3
     await runner.cleanup()
     expected = folded(trades, market, MINUTE)
-    assert len(candles) == 59
+    assert len(candles) == 58  # the clock stands 4 s past a minute: that candle is not final
     assert all(figures(c)[:5] == expected[c.open_time_ns][:5] for c in candles if c.trades)
     path = shared("trades/binance_um_APEUSDT-aggTrades-2024-10-18.zip")
     emulator = Emulator({"APEUSDT": tape_from(path, "APEUSDT")}, start_ns=now)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.splits import Fold, Role, cut, eras, walk_forward
+from training.splits import Fold, Role, cut, eras
 
 
 @given(st.integers(1, 50), st.integers(0, 200), st.integers(0, 200), st.integers(0, 200))
@@ -32,9 +32,3 @@ def test_cut_refuses_fractions_out_of_order() -> None:
     assert cut((0, 100), validate_from=0.6, test_from=0.75) == Fold(0, 60, 75, 100)
     with pytest.raises(ValueError, match="validate_from"):
         cut((0, 100), validate_from=0.8, test_from=0.75)
-
-
-def test_walk_forward_tests_every_moment_once_and_only_the_past_teaches() -> None:
-    folds = walk_forward((0, 1000), folds=4, first_train=0.5, validate=0.1)
-    assert [(f.test_from_ns, f.end_ns) for f in folds] == [(500, 625), (625, 750), (750, 875), (875, 1000)]
-    assert all(f.start_ns == 0 and f.validate_from_ns == f.test_from_ns - 100 for f in folds)
