@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from feeds.emulator.server import Emulator
     from feeds.exchanges.base import Codec
     from feeds.market import CandleSpec
+    from training.folder import Entry
 
 app = typer.Typer()
 
@@ -60,15 +61,10 @@ def emulate(
 
 
 def _emulator(tapes: list[str], *, begin: str, seed: int, history_h: float, speed: float) -> "Emulator":
-    import datetime as dt
-
     from feeds.emulator.server import Emulator
     from feeds.emulator.sources import tape_from
 
-    try:
-        begin_ns = int(dt.datetime.fromisoformat(begin).replace(tzinfo=dt.UTC).timestamp()) * 1_000_000_000
-    except ValueError:
-        raise typer.BadParameter(f"{begin!r} is not a day such as 2025-01-06", param_hint="--begin") from None
+    begin_ns = _instant_ns(begin, "--begin")
     made = {}
     for at, text in enumerate(tapes):
         native, split, source = text.partition("=")
@@ -197,6 +193,72 @@ def specs_of(texts: list[str]) -> "list[CandleSpec]":
         return [CandleSpec.parse(text) for text in texts]
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--candles") from None
+
+
+@app.command()
+def history(
+    symbol: Annotated[list[str], typer.Option(help="ccxt unified symbol, any number.")],
+    since: Annotated[str, typer.Option(help="First moment wanted, UTC: 2026-01-01 or 2026-01-01T12:00.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to, or to go on with.")],
+    candles: Annotated[list[str] | None, typer.Option(help="Candle spec, any number. Default: 1m.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Exclusive end, UTC. Default: the newest candle that is final.")
+    ] = None,
+    exchange: Annotated[str, typer.Option(help="Exchange.")] = "binance",
+    rest_url: Annotated[str | None, typer.Option(help="REST address instead of the exchange's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch candles, mark-price candles and settled funding into a folder of parquet files with a manifest.
+
+    The same command goes on with what was broken off, and adds what is new to what is complete.
+    """
+    import asyncio
+
+    import msgspec
+
+    from daemon import clock
+    from feeds.errors import RemoteError
+    from feeds.history import open_history
+    from training.download import download
+    from training.folder import FolderError
+
+    specs = specs_of(candles or ["1m"])
+    since_ns = _instant_ns(since, "--since")
+    until_ns = None if until is None else _instant_ns(until, "--until")
+    if until_ns is not None and until_ns <= since_ns:
+        raise typer.BadParameter("lies before --since", param_hint="--until")
+
+    async def main() -> "list[Entry]":
+        source = open_history(exchange, rest_url)
+        try:
+            return await download(
+                source, out, symbols=symbol, specs=specs, since_ns=since_ns, until_ns=until_ns, rng=clock.rng(),
+                progress=sys.stderr.isatty(),
+            )  # fmt: skip
+        finally:
+            await source.aclose()
+
+    try:
+        entries = asyncio.run(main())
+    except (RemoteError, FolderError, OSError) as error:
+        fail(str(error))
+    if as_json:
+        print_json({"folder": str(out), "files": msgspec.to_builtins(entries)})
+        return
+    for entry in entries:
+        lacking = f", {sum(gap.candles for gap in entry.gaps)} candles lacking" if entry.gaps else ""
+        typer.echo(f"{out / entry.name}: {entry.rows} rows, {entry.begin} to {entry.end}{lacking}")
+
+
+def _instant_ns(text: str, option: str) -> int:
+    import datetime as dt
+
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a day such as 2025-01-06", param_hint=option) from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+    return (moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(microseconds=1) * 1000
 
 
 @app.command()

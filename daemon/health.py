@@ -146,13 +146,14 @@ class Reporter:
         lag_ns = min((m.last_event_ns - m.clock.now_ns for m in desk.markets if m.last_event_ns), default=0)
         self._metrics.feed_lag_seconds.labels(desk.exchange).set(lag_ns / NS_PER_S)
         counted: collections.Counter[str] = sum((m.counts for m in desk.markets), collections.Counter())
-        late = sum(channel.closer.late for m in desk.markets for channel in m.channels.values())
+        closers = [channel.closer for m in desk.markets for channel in m.channels.values()]
+        late = sum(closer.late for closer in closers)
         metrics, name = self._metrics, desk.exchange
         applied = counted[Verdict.NEXT] + counted[Verdict.GAP]
         self._count(f"trades {desk.number}", metrics.trades_total.labels(name), applied)
         self._count(f"late {desk.number}", metrics.late_trades_total.labels(name), late)
         self._count(f"feed {desk.number}", metrics.reconnects_total.labels(name), desk.reconnects)
-        mismatches = counted.pop("mismatch", 0)
+        mismatches = counted.pop("mismatch", 0) + sum(closer.mismatches for closer in closers)
         return {
             "live": int(desk.live),
             "reason": desk.reason or None,

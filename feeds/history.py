@@ -30,6 +30,7 @@ _PACE = {
 }
 """ccxt's limiter: a weight of 60000 / 30 = 2000 in any 60 s, of the 2400 allowed in each clock minute."""
 _T = TypeVar("_T")
+_ParseCandle = Callable[[list[Any], CandleSpec], Candle]
 
 
 class History(Protocol):
@@ -50,6 +51,9 @@ class History(Protocol):
         Final: `settle_ns` past the close by the exchange's clock, asked before the rows. What the exchange lacks is
         missing in the answer; the caller looks for holes.
         """
+
+    async def mark_candles(self, market: Market, spec: CandleSpec, *, start_ns: int, end_ns: int) -> list[Candle]:
+        """Return candles of the mark price, otherwise as `candles` does; their volume and trades are 0."""
 
     async def trades(
         self, market: Market, *, start_ns: int | None = None, from_id: int | None = None, limit: int = PAGE_ROWS
@@ -111,6 +115,16 @@ class BinanceHistory:
 
     async def candles(self, market: Market, spec: CandleSpec, *, start_ns: int, end_ns: int) -> list[Candle]:
         """Return the final candles with ``start_ns <= open_time_ns < end_ns``, ascending, see `History.candles`."""
+        return await self._final("fapiPublicGetKlines", _candle, market, spec, start_ns, end_ns)
+
+    async def mark_candles(self, market: Market, spec: CandleSpec, *, start_ns: int, end_ns: int) -> list[Candle]:
+        """Return the final candles of the mark price, see `History.mark_candles`."""
+        return await self._final("fapiPublicGetMarkPriceKlines", _mark_candle, market, spec, start_ns, end_ns)
+
+    async def _final(
+        self, method: str, parse: _ParseCandle, market: Market, spec: CandleSpec, start_ns: int, end_ns: int
+    ) -> list[Candle]:
+        """Fetch the final candles of an endpoint, page after page."""
         if spec.interval_ns not in INTERVALS:
             raise RequestRefused(f"binance has no klines of {spec}")
         final_ns = await self.time_ns() - self.settle_ns
@@ -118,14 +132,16 @@ class BinanceHistory:
         at, end = spec.open_of(start_ns + step - 1), min(spec.open_of(end_ns + step - 1), spec.open_of(final_ns))
         found: list[Candle] = []
         while at < end:
-            page = await self._klines(market, spec, start_ns=at, end_ns=end)
+            page = await self._page(method, parse, market, spec, start_ns=at, end_ns=end)
             if not page:
                 break
             found += page
             at = page[-1].close_time_ns
         return found
 
-    async def _klines(self, market: Market, spec: CandleSpec, *, start_ns: int, end_ns: int) -> list[Candle]:
+    async def _page(
+        self, method: str, parse: _ParseCandle, market: Market, spec: CandleSpec, *, start_ns: int, end_ns: int
+    ) -> list[Candle]:
         """Fetch one page, its opens within ``[start_ns, end_ns)``."""
         ask = {
             "symbol": market.native,
@@ -134,8 +150,8 @@ class BinanceHistory:
             "endTime": end_ns // NS_PER_MS - 1,
             "limit": min(PAGE_ROWS, (end_ns - start_ns) // spec.interval_ns),
         }
-        rows = await self._call("fapiPublicGetKlines", ask)
-        page = _read(rows, lambda row: _candle(row, spec))
+        rows = await self._call(method, ask)
+        page = _read(rows, lambda row: parse(row, spec))
         opens = [start_ns - spec.interval_ns, *(candle.open_time_ns for candle in page), end_ns]
         if any(early >= late for early, late in pairwise(opens)):
             raise RemoteError(f"binance klines of {market.native} out of order or not what was asked for: {ask}")
@@ -240,6 +256,11 @@ def _candle(row: list[Any], spec: CandleSpec) -> Candle:
         seq=(opened + step) // step, open_time_ns=opened, close_time_ns=opened + step, open=o, high=h, low=l, close=c,
         volume=v, trades=int(row[8]), closed=True, origin=Origin.EXCHANGE,
     )  # fmt: skip
+
+
+def _mark_candle(row: list[Any], spec: CandleSpec) -> Candle:
+    """Read a kline of the mark price: as others, but volume means nothing and the count is of seconds."""
+    return _candle([*row[:5], "0", row[6], "0", 0], spec)
 
 
 def _trade(row: dict[str, Any], market: Market) -> Trade:

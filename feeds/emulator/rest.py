@@ -45,6 +45,7 @@ class Rest:
             "time": lambda _: {"serverTime": venue.clock.now_ms()},
             "exchangeInfo": self._exchange_info,
             "klines": self._klines,
+            "markPriceKlines": self._mark_price_klines,
             "aggTrades": self._agg_trades,
             "premiumIndex": self._premium_index,
             "fundingRate": self._funding_rate,
@@ -96,6 +97,11 @@ class Rest:
         end = min(end, max(start, tape.begin_ms // step * step) // step * step + (limit + 1) * step)
         bars = tape.candles(step, start_ms=start, end_ms=end, now_ms=now)
         return [kline_row(tape, bar, step) for bar in bars[:limit]]
+
+    def _mark_price_klines(self, query: Mapping[str, str]) -> Any:
+        """Answer as `klines` does: the mark is the last price; there is no volume, and the count is of seconds."""
+        rows = self._klines(query)
+        return [[*row[:5], "0", row[6], "0", (row[6] - row[0] + 1) // 1000, "0", "0", "0"] for row in rows]
 
     def _agg_trades(self, query: Mapping[str, str]) -> Any:
         tape, now = self._tape(query), self._venue.clock.now_ms()

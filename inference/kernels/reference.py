@@ -11,6 +11,9 @@ from torch import nn
 
 from inference.lstm import F32, Weights
 
+Models = Sequence[tuple[nn.LSTM, nn.Linear]]
+"""One LSTM and its head per member."""
+
 
 def to_torch(weights: Weights) -> list[tuple[nn.LSTM, nn.Linear]]:
     """Build one LSTM (batch first) and its head per member."""
@@ -34,7 +37,7 @@ def _member(weights: Weights, m: int) -> tuple[nn.LSTM, nn.Linear]:
     return lstm, head
 
 
-def from_torch(models: Sequence[tuple[nn.LSTM, nn.Linear]], *, mean: F32, inv_std: F32, clip: float) -> Weights:
+def from_torch(models: Models, *, mean: F32, inv_std: F32, clip: float) -> Weights:
     """Make weights from one LSTM and one head per member; all members have the same sizes."""
     layers = models[0][0].num_layers
     hidden = models[0][0].hidden_size
@@ -84,3 +87,24 @@ def full_pass(weights: Weights, x: F32) -> tuple[F32, F32, F32]:
             hiddens.append(h[:, 0].numpy())
             cells.append(c[:, 0].numpy())
     return np.stack(outputs, axis=1), np.stack(hiddens), np.stack(cells)
+
+
+def step(models: Models, weights: Weights, x: F32, h: F32, c: F32) -> tuple[F32, F32, F32]:
+    """Advance B markets by one candle: raw features [B, F], h and c [B, M, L, H], none of which is changed.
+
+    Keeping the state that comes back makes it a step; throwing it away, a peek.
+
+    Returns:
+        Raw outputs [B, M, O] and the state after the candle.
+
+    """
+    candle = torch.from_numpy(normalise(weights, x))[:, None]
+    outputs, hiddens, cells = [], [], []
+    with torch.no_grad():
+        for m, (lstm, head) in enumerate(models):
+            before = tuple(torch.from_numpy(state[:, m].swapaxes(0, 1).copy()) for state in (h, c))
+            hidden, (after_h, after_c) = lstm(candle, before)
+            outputs.append(head(hidden[:, 0]).numpy())
+            hiddens.append(after_h.numpy().swapaxes(0, 1))
+            cells.append(after_c.numpy().swapaxes(0, 1))
+    return np.stack(outputs, axis=1), np.stack(hiddens, axis=1), np.stack(cells, axis=1)

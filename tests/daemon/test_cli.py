@@ -36,7 +36,7 @@ def config(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 DAEMON = ("run", "check-config", "demo", "watch", "schema", "doctor")
-OFFLINE = ("emulate", "record", "replay", "train", "evaluate")
+OFFLINE = ("emulate", "record", "replay", "history", "train", "evaluate")
 
 
 @pytest.mark.parametrize("command", [*DAEMON, *OFFLINE])

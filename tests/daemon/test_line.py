@@ -124,7 +124,14 @@ def test_a_candle_is_late_unless_its_own_event_brought_it() -> None:
     line.backfill([candle(BEGIN + 3), candle(BEGIN + 4)], (BEGIN + 3, BEGIN + 4), 0, by_hand=True)
     offer_all(line, [BEGIN + 6])
     told = {draft.seq - BEGIN: draft for draft in line.take_work().drafts}
-    assert {at: draft.context.late for at, draft in told.items()} == {1: False, 2: False, 3: True, 4: True, 5: True, 6: False}
+    assert {at: draft.context.late for at, draft in told.items()} == {
+        1: False,
+        2: False,
+        3: True,
+        4: True,
+        5: True,
+        6: False,
+    }
     assert [told[at].context.origin for at in (2, 3, 5)] == ["trades", "repaired", "trades"]
     assert [bool(told[at].receive_time_ns) for at in (2, 3, 5)] == [True, False, False], "latency of live ones only"
 
@@ -258,7 +265,12 @@ def test_a_stream_that_goes_on_where_the_history_begins_too_late_says_so() -> No
     offer_all(line, range(BEGIN + 6, END))
     gap, *told = messages(line.take_work())
     assert isinstance(gap, Void)
-    assert (gap.kind, gap.from_seq, gap.to_seq, gap.reasons) == ("gap", BEGIN + 5, BEGIN + EPOCH - 1, ["model_not_ready"])
+    assert (gap.kind, gap.from_seq, gap.to_seq, gap.reasons) == (
+        "gap",
+        BEGIN + 5,
+        BEGIN + EPOCH - 1,
+        ["model_not_ready"],
+    )
     assert [m.id for m in told] == [msgspec.json.decode(undisturbed()[m.seq])["id"] for m in told]
     assert told[0].seq == BEGIN + EPOCH
     assert told[-1].seq == END - 1

@@ -14,8 +14,6 @@ from feeds.market import CandleSpec, Market, Origin
 from tests.daemon.lines import BEGIN, MARKET, MINUTE, candle, messages, new_line, offer_all
 
 
-
-
 def signal() -> topics.Signal:
     line = new_line()
     line.begin(newest_seq=BEGIN + 1, stream_seq=None, journal=[], snapshot=None)

@@ -215,3 +215,20 @@ def test_other_instruction_sets_give_the_same_bits(tmp_path: Path) -> None:
     """The oldest x86-64 has neither wide registers nor a fused multiply-add; it computes the same."""
     oldest = python(DIGEST, NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES="", NUMBA_CACHE_DIR=str(tmp_path))
     assert oldest == python(DIGEST)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("batch", [1, 5])
+def test_step_and_peek_of_a_batch_are_those_of_the_torch_reference(shape: dict[str, int], batch: int) -> None:
+    weights = ensemble(**shape, seed=9, gain=2.0)
+    models = reference.to_torch(weights)
+    random = np.random.default_rng(4)
+    h, c, y = weights.zeros(batch), weights.zeros(batch), weights.answers(batch)
+    for _ in range(50):
+        x = random.normal(0, 2, (batch, weights.features)).astype(np.float32)
+        expected = reference.step(models, weights, x, h, c)
+        lstm.peek(weights, x, h, c, y)
+        np.testing.assert_allclose(y, expected[0], atol=1e-5, rtol=0)
+        lstm.step(weights, x, h, c, y)
+        for ours, torchs in zip((y, h, c), expected, strict=True):
+            np.testing.assert_allclose(ours, torchs, atol=1e-5, rtol=0)

@@ -13,7 +13,7 @@ from inference import artifact as artifacts
 from inference import lstm
 from tests.training.test_dataset import write
 from tests.training.test_fit import TINY
-from training import dataset, evaluate, fit, report, synthetic
+from training import dataset, evaluate, fit, report, synthetic, table
 from training.dataset import CandlesError, Series
 from training.forecasts import lstm_forecast, rows_of
 from training.splits import Role
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def taught(folder: Path) -> Path:
-    return write(folder / "taught.parquet", synthetic.market(synthetic.PLANTED, 24_000, seed=1))
+    return write(folder / "taught.parquet", synthetic.market(synthetic.PLANTED, 18_000, seed=1))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def fresh(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder: Path, taught: Path) -> Path:
-    recipe = msgspec.structs.replace(TINY, members=1, passes=6, learning_rate=1e-2)
+    recipe = msgspec.structs.replace(TINY, members=1, passes=5, learning_rate=1e-2)
     return fit.train([taught], folder / "artifact", recipe).folder
 
 
@@ -113,14 +113,6 @@ def test_another_spec_is_refused(folder: Path, model: Path) -> None:
         evaluate.evaluate([hourly], model)
 
 
-def test_on_random_walks_no_edge_is_claimed(folder: Path, model: Path) -> None:
-    claims = 0
-    for seed in range(20):
-        walk = write(folder / "walk.parquet", synthetic.market(synthetic.RANDOM_WALK, 12_000, seed=100 + seed))
-        claims += evaluate.evaluate([walk], model)["verdict"]["direction"] == "skill above the prior"
-    assert claims <= 2  # 2.5 % each by chance
-
-
 def test_the_page_stands_alone(scored: evaluate.Scored) -> None:
     page = report.page(scored)
     assert not re.search(r"https?://|src=|@import|<script", page)
@@ -128,3 +120,11 @@ def test_the_page_stands_alone(scored: evaluate.Scored) -> None:
     assert "skill above the prior" in page
     for name in scored.result["log_loss_skill_pct"]:
         assert f"<td>{name}</td>" in page
+
+
+def test_the_table_has_a_line_for_each_model(scored: evaluate.Scored) -> None:
+    lines = list(table.rows(scored.result))
+    assert [line.split(" | ")[0] for line in lines] == [
+        "| ewma", "| har", "| lightgbm", "| lightgbm_shrunk", "| logistic", "| lstm",
+    ]  # fmt: skip
+    assert {line.count("|") for line in lines} == {len(table.HEADS) + 1}

@@ -46,7 +46,7 @@ def test_what_training_writes_may_be_used(made: fit.Summary, candles: list[Path]
 
 def test_it_learns_what_is_planted(made: fit.Summary) -> None:
     test = made.report["test"]["all"]
-    assert test["log_loss_skill_pct"]["lo"] > 0
+    assert test["log_loss_skill_pct"]["value"] > 3
     assert test["variance_r2"]["value"] > 0.2
 
 
@@ -92,7 +92,7 @@ def test_too_few_candles_are_refused(tmp_path: Path) -> None:
 def test_a_random_walk_teaches_no_direction(tmp_path: Path) -> None:
     walk = write(tmp_path / "walk.parquet", synthetic.market(synthetic.RANDOM_WALK, 20_000, seed=3))
     report = fit.train([walk], tmp_path / "out", TINY).report
-    assert report["test"]["all"]["direction_skill_pct"]["lo"] < 0.0
+    assert report["test"]["all"]["direction_skill_pct"]["value"] < 0.5
 
 
 def test_the_default_recipe_loads_and_a_wrong_one_names_its_key(tmp_path: Path) -> None:
