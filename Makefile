@@ -9,13 +9,14 @@ STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help install demo test run clean
+.PHONY: help install demo test run bench clean
 
 help:
 	@echo 'make install   create .venv and install'
 	@echo 'make demo      everything at work without a network; SECONDS=25 ends it'
 	@echo 'make test      style, types, architecture and tests'
 	@echo 'make run       the daemon on the shipped configuration: Binance live; CONFIG=file for another'
+	@echo 'make bench     where the microseconds go'
 	@echo 'make clean     remove .venv and caches'
 
 install: $(STAMP)
@@ -49,3 +50,7 @@ test: install
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+bench: install
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/tick.py

@@ -45,7 +45,8 @@ def frames(count: int) -> tuple[list[bytes], list[bytes], Market]:
             "BTCUSDT",
             AggTrade(
                 int(row[T.ID]), decimal_text(int(row[T.PRICE]), tape.price_decimals),
-                decimal_text(int(row[T.SIZE]), tape.size_decimals), int(row[T.FIRST]), int(row[T.LAST]), int(row[T.TIME]),
+                decimal_text(int(row[T.SIZE]), tape.size_decimals), int(row[T.FIRST]), int(row[T.LAST]),
+                int(row[T.TIME]),
                 bool(row[T.MAKER]),
             ),
         ).encode()
@@ -81,6 +82,7 @@ def main() -> None:
     sequence, clock = TradeSequence(), ExchangeClock()
     clock.set(trades[0].event_time_ns)
     forming = one.channels["1m"].closer.forming
+    [json.loads(frame) for frame in live]
     stages = [
         timed("json.loads of the frame, for comparison", lambda: [json.loads(frame) for frame in live], count),
         timed("decode: frame to trade", lambda: [codec.decode(frame, 0) for frame in live], count),

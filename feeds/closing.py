@@ -27,7 +27,7 @@ class Closer:
         self.spec = spec
         self.by_exchange = by_exchange and has_kline
         self.mismatches = 0
-        """Candles whose own figures differed from the exchange's before they were closed."""
+        """Candles whose own figures, whole by our evidence, differed from the exchange's before they were closed."""
         self._grace_ns = max(grace_ns, KLINE_PATIENCE_NS) if has_kline else grace_ns
         self._builder: TimeCandles | EventCandles = candle_builder(
             spec, price_decimals=market.price_decimals, size_decimals=market.size_decimals
@@ -112,11 +112,12 @@ class Closer:
 
     def _settle(self, closed: list[Candle]) -> list[Candle]:
         """Set our closed candles against the exchange's where those came first."""
-        settled = {} if self.by_exchange or self._unsure else {own.seq: own for own in closed}
         own_by_seq = {own.seq: own for own in closed}
+        trusted = not (self.by_exchange or self._unsure)
+        settled = dict(own_by_seq) if trusted else {}
         for seq in [seq for seq in self._official if seq < self.frontier]:
             official, own = self._official.pop(seq), own_by_seq.get(seq)
             same = own is not None and own.same_figures(official)
             settled[seq] = own if same and own else official
-            self.mismatches += own is not None and not same and not self._unsure
+            self.mismatches += trusted and own is not None and not same
         return [settled[seq] for seq in sorted(settled)]

@@ -41,12 +41,12 @@ class Stitch:
             self._wait(trade)
             return []
         verdict = self._sequence.judge(trade)
-        if verdict is Verdict.NEXT:
-            self._sequence.trust(trade)
-            return [trade]
-        if verdict is Verdict.GAP:
+        if verdict is Verdict.GAP or self._sequence.last_id is None:  # only history tells whether a trade is the first
             self._reopen()
             self._buffer.appendleft(trade)
+        elif verdict is Verdict.NEXT:
+            self._sequence.trust(trade)
+            return [trade]
         return []
 
     def doubt(self) -> None:

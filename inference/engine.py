@@ -175,8 +175,7 @@ class MarketEngine:
         return decision
 
     def _features(self, state: lstm.F64, candle: Candle) -> None:
-        interval_ns = self.spec.interval_ns or max(1, candle.close_time_ns - candle.open_time_ns)
-        c = candle
+        c, interval_ns = candle, self.spec.interval_ns  # 0 for event candles
         update(state, c.open, c.high, c.low, c.close, c.volume, c.close_time_ns, interval_ns, self._x[0], self._raw)
 
     def _decide(self, y: lstm.F32, x: lstm.F32, raw: lstm.F64, held: Side, funding: float) -> Decision:

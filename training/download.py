@@ -67,10 +67,13 @@ async def download(
         FolderError: a file in the folder is in the way, or there are no candles at all.
 
     """
+    if strange := [str(spec) for spec in specs if not spec.by_time]:
+        raise RequestRefused(f"no exchange keeps candles of {', '.join(strange)}")
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not progress) as bar:
-        run = _Run(history, Folder(out), rng, bar)
+        folder = Folder(out)
+        run = _Run(history, folder, rng, bar)
         markets = await run.patiently(history.markets)
         if unknown := [symbol for symbol in symbols if symbol not in markets]:
             raise RequestRefused(f"the exchange trades no {', '.join(unknown)}")
@@ -81,6 +84,7 @@ async def download(
             for spec in specs:
                 entries += [await run.candles(kind, market, spec, since_ns, end_ns) for kind in _SCHEMAS]
             entries.append(await run.funding(market, since_ns, end_ns))
+    folder.close()
     return [entry for entry in entries if entry is not None]
 
 

@@ -8,6 +8,7 @@ import datetime as dt
 import io
 import itertools
 import os
+import shutil
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -97,6 +98,12 @@ class Folder:
         """Keep some more rows; at least one."""
         _write(rows, self._path / PARTS_FOLDER / stem / f"{times_ms(rows)[0]}.parquet")
 
+    def close(self) -> None:
+        """Tidy up; parts of files that are not sealed stay."""
+        parts = self._path / PARTS_FOLDER
+        if parts.exists() and not any(parts.iterdir()):
+            parts.rmdir()
+
     def seal(self, stem: str, schema: pa.Schema, kind: Kind, market: Market, spec: CandleSpec | None) -> Entry | None:
         """Join a file with its parts and say so in the manifest; None where there are no rows."""
         rows, parts = self.rows(stem, schema), self._parts(stem)
@@ -117,8 +124,8 @@ class Folder:
         present = [self._entries[name] for name in sorted(self._entries) if (self._path / name).exists()]
         text = msgspec.json.format(msgspec.json.encode(Manifest(files=tuple(present))), indent=2)
         _replace(self._path / MANIFEST_FILE, text + b"\n")
-        for part in parts:
-            part.unlink()
+        if parts:
+            shutil.rmtree(self._path / PARTS_FOLDER / stem)
         return entry
 
     def _file(self, stem: str) -> Path:

@@ -1,5 +1,6 @@
 from collections.abc import Iterable
 from decimal import Decimal
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
@@ -138,7 +139,7 @@ def test_a_candle_with_missing_trades_never_comes_out_closed(moves: list[tuple[i
     for candle in candles:
         assert figures(candle) == truth[candle.seq]
     seqs = [candle.seq for candle in candles]
-    assert all(a < b for a, b in zip(seqs, seqs[1:], strict=False))
+    assert all(a < b for a, b in pairwise(seqs))
     if trades and not lost:
         assert seqs == [seq for seq in truth if min(truth) < seq < max(truth)], (
             "where nothing is lost, nothing is left out"
@@ -176,13 +177,13 @@ def test_event_candles_hold_the_trades_that_decimal_arithmetic_puts_there(
     builder = candle_builder(
         CandleSpec.parse(text), price_decimals=market.price_decimals, size_decimals=market.size_decimals
     )
-    candles = fed(builder, as_trades(rows, market))  # type: ignore[arg-type]
+    candles = fed(builder, as_trades(rows, market))
     expected = folded_by_events(rows, text)
     assert len(expected) - len(candles) in (0, 1)
     for candle, (seq, mine) in zip(candles, expected, strict=False):
         assert (candle.seq, figures(candle), candle.closed) == (seq, folded(mine), True)
         assert candle.close_time_ns == max(candle.open_time_ns, (mine[-1].time_ms + 1) * NS_PER_MS)
-    for before, after in zip(candles, candles[1:], strict=False):
+    for before, after in pairwise(candles):
         assert before.close_time_ns <= after.open_time_ns
     days = {row.time_ms // DAY_MS for row in rows}
     assert {candle.seq // SEQ_PER_DAY for candle in candles} <= days
@@ -237,6 +238,6 @@ def test_every_trade_is_in_exactly_one_event_candle(moves: list[tuple[int, int]]
     candles += builder.close_until((time_ms // DAY_MS + 1) * NS_PER_DAY)
     assert sum(candle.trades for candle in candles) == len(trades)
     assert round(sum(candle.volume for candle in candles) * 1000) == sum(trade.size for trade in trades)
-    for before, after in zip(candles, candles[1:], strict=False):
+    for before, after in pairwise(candles):
         assert before.seq < after.seq
         assert before.close_time_ns <= after.open_time_ns

@@ -148,7 +148,7 @@ def test_doubt_before_the_first_trade_means_that_trades_were_missed() -> None:
 
 def test_a_price_known_before_an_outage_is_not_carried_over_it() -> None:
     c = closer()
-    assert told(c.kline(official(FIRST, []))) == [(0, 0.0, "exchange")]
+    assert told(c.kline(official(FIRST, []))) == [(0, 0.0, "trades")]
     c.doubt()
     assert c.forming() is None
     c.see(at(100_000))
@@ -257,6 +257,41 @@ def delivered(messages: list[Message], cuts: Waits) -> Iterator[Message]:
             yield message
 
 
+class Rig:
+    """A closer with klines, driven as the pipeline does, whose every candle is held against the truth."""
+
+    def __init__(self, closer: Closer, truth: dict[int, Candle]) -> None:
+        self.closer, self.truth = closer, truth
+        self.out: dict[int, Candle] = {}
+        self._sequence = TradeSequence()
+        self._back_ms = 0
+
+    def take(self, what: Trade | Candle | int | Cut | Fetch) -> None:
+        if isinstance(what, Cut):
+            self._back_ms = what.until
+            self.closer.doubt()
+        elif isinstance(what, Trade):
+            verdict = self._sequence.take(what)
+            assert verdict in (Verdict.NEXT, Verdict.GAP)
+            if verdict is Verdict.GAP:
+                self.closer.lose()
+            self._emit(self.closer.trade(what), in_order=True)
+        elif isinstance(what, int):
+            if what >= self._back_ms:
+                self.closer.see(at(what))
+            self._emit(self.closer.time(at(what)), in_order=True)
+        elif isinstance(what, Candle) and what.seq not in self.out:
+            self._emit(self.closer.kline(what), in_order=False)
+
+    def _emit(self, candles: list[Candle], *, in_order: bool) -> None:
+        for candle in candles:
+            assert candle.seq < self.closer.frontier
+            assert candle.seq not in self.out
+            assert candle.seq > max(self.out, default=0) or not in_order
+            assert candle.same_figures(self.truth[candle.seq]), "a wrong candle"
+            self.out[candle.seq] = candle
+
+
 @settings(max_examples=300)
 @given(
     trade_script=trade_scripts,
@@ -274,41 +309,15 @@ def test_no_interleaving_and_no_cut_makes_a_wrong_candle(
     klines = zip(range(60_000, SPAN_MS + 1, 60_000), truth.values(), kline_delays, strict=True)
     messages += [Message(close_ms + delay, candle) for close_ms, candle, delay in klines]
     messages += [Message(event_ms + delay, event_ms) for event_ms, delay in marks]
-    c, sequence, out, back_ms = closer(by_exchange=by_exchange), TradeSequence(), dict[int, Candle](), 0
-
-    def emit(candles: list[Candle], *, in_order: bool) -> None:
-        for candle in candles:
-            assert candle.seq < c.frontier
-            assert candle.seq not in out
-            assert candle.seq > max(out, default=0) or not in_order
-            assert candle.same_figures(truth[candle.seq]), "a wrong candle"
-            out[candle.seq] = candle
-
+    rig = Rig(closer(by_exchange=by_exchange), truth)
     for message in delivered(messages, cuts):
-        what = message.what
-        if isinstance(what, Cut):
-            back_ms = what.until
-            c.doubt()
-        elif isinstance(what, Trade):
-            verdict = sequence.take(what)
-            assert verdict in (Verdict.NEXT, Verdict.GAP)
-            if verdict is Verdict.GAP:
-                c.lose()
-            emit(c.trade(what), in_order=True)
-        elif isinstance(what, Candle):
-            if what.seq not in out:
-                emit(c.kline(what), in_order=False)
-        elif isinstance(what, int):
-            if what >= back_ms:
-                c.see(at(what))
-            emit(c.time(at(what)), in_order=True)
-    assert c.mismatches == 0, "the exchange and we speak of the same trades"
+        rig.take(message.what)
+    assert rig.closer.mismatches == 0, "the exchange and we speak of the same trades"
     if not cuts:
-        assert set(truth) - set(out) <= {max(truth)}, "where nothing was lost, nothing is left out"
-    for seq in truth:
-        if seq not in out:
-            emit(c.kline(truth[seq]), in_order=False)
-    assert set(out) == set(truth), "what was left out is taken from the exchange"
+        assert set(truth) - set(rig.out) <= {max(truth)}, "where nothing was lost, nothing is left out"
+    for candle in truth.values():
+        rig.take(candle)
+    assert set(rig.out) == set(truth), "what was left out is taken from the exchange"
 
 
 @settings(max_examples=300)

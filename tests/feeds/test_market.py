@@ -30,8 +30,8 @@ def test_a_symbol_has_a_slug(symbol: str, slug: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "symbol", ["BTC/USDT", "BTCUSDT", "", "BTC/USDT:", "/USDT:USDT", "BTC/USDT:USDT-2612", "BTC/USDT:USDT-٢٦١٢٢٥", "A/B/C:C",
-               "BTC/USDT:USDT-261225-100000-C"]
+    "symbol", ["BTC/USDT", "BTCUSDT", "", "BTC/USDT:", "/USDT:USDT", "BTC/USDT:USDT-2612", "BTC/USDT:USDT-٢٦١٢٢٥",
+               "A/B/C:C", "BTC/USDT:USDT-261225-100000-C"]
 )  # fmt: skip
 def test_what_is_no_contract_has_none(symbol: str) -> None:
     with pytest.raises(ValueError, match="unified contract symbol"):
@@ -67,8 +67,8 @@ def test_a_spec_is_read(text: str, kind: SpecKind, amount: Decimal | int) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1", "m", "1 m", "-1m", "0m", "0t", "0.5t", "1e3t", "7m", "2d", "25h", "1w", "1M", "٣s", "0.0000000001s",
-             "0.00001s", "1.m", ".5s", "1m\n"]
+    "text", ["", "1", "m", "1 m", "-1m", "0m", "0t", "0.5t", "1e3t", "7m", "2d", "25h", "1w", "1M", "٣s", "1.m", ".5s",
+             "0.0000000001s", "0.00001s", "1m\n"]
 )  # fmt: skip
 def test_what_is_no_spec_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(repr(text))):

@@ -80,6 +80,15 @@ def test_before_the_first_trade_a_lost_connection_begins_anew() -> None:
     assert stitch.wants == Wants(None, 7), "trades may have come meanwhile"
 
 
+def test_the_first_live_trade_after_an_empty_history_is_looked_up() -> None:
+    stitch = Stitch(7)
+    stitch.fill([], at_end=True)
+    assert stitch.trade(trade(2)) == []
+    assert stitch.wants == Wants(None, 7)
+    assert ids(stitch.fill([trade(1), trade(2)], at_end=True)) == [1, 2]
+    assert ids(stitch.trade(trade(3))) == [3]
+
+
 def test_the_buffer_is_bounded_and_what_it_lets_go_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stitch_module, "BUFFER_MAX", 3)
     stitch = Stitch(0)
@@ -89,82 +98,77 @@ def test_the_buffer_is_bounded_and_what_it_lets_go_is_fetched(monkeypatch: pytes
     assert ids(stitch.fill([trade(3), trade(4)], at_end=False)) == [3, 4, 5, 6]
 
 
-OPS = (
-    "trade",
-    "trade",
-    "trade",
-    "deliver",
-    "deliver",
-    "again",
-    "cut",
-    "connect",
-    "fetch",
-    "bogus_high",
-    "bogus_low",
-    "silent_loss",
-)
-
-
-class Exchange:
-    """An exchange with a live stream that can be cut, and a history in pages."""
+class Rig:
+    """An exchange with a history in pages and a live stream that can be cut, and a stitch that follows it."""
 
     def __init__(self) -> None:
         self.trades: list[Trade] = []
-        self.under_way: deque[Trade] = deque()
-        self.connected = False
+        self.out: list[Trade] = []
+        self.stitch = Stitch(START_MS * NS_PER_MS)
+        self._under_way: deque[Trade] = deque()
+        self._connected = False
 
-    def happen(self, wait_ms: int) -> None:
-        newest_ms = self.trades[-1].event_time_ns // NS_PER_MS if self.trades else START_MS
-        self.trades.append(made(FIRST_ID + len(self.trades), newest_ms + wait_ms))
-        if self.connected:
-            self.under_way.append(self.trades[-1])
+    def _newest_ms(self) -> int:
+        return self.trades[-1].event_time_ns // NS_PER_MS if self.trades else START_MS
 
-    def page(self, wants: Wants, limit: int) -> list[Trade]:
-        first = FIRST_ID if wants.from_id is None else wants.from_id
-        return [t for t in self.trades if t.id >= first][:limit]
+    def trade(self, wait_ms: int, _size: int) -> None:
+        self.trades.append(made(FIRST_ID + len(self.trades), self._newest_ms() + wait_ms))
+        if self._connected:
+            self._under_way.append(self.trades[-1])
+
+    def deliver(self, _wait_ms: int, size: int) -> None:
+        for _ in range(min(size, len(self._under_way))):
+            self.out += self.stitch.trade(self._under_way.popleft())
+
+    def deliver_again(self, _wait_ms: int, size: int) -> None:
+        if self._connected and self.out:
+            self.out += self.stitch.trade(self.out[-min(size, len(self.out))])
+
+    def lose_unnoticed(self, _wait_ms: int, size: int) -> None:
+        for _ in range(min(size, len(self._under_way))):
+            self._under_way.popleft()
+
+    def cut(self, _wait_ms: int, _size: int) -> None:
+        self._connected = False
+        self._under_way.clear()
+        self.stitch.doubt()
+
+    def connect(self, _wait_ms: int, _size: int) -> None:
+        self._connected = True
+
+    def fetch(self, _wait_ms: int, size: int) -> None:
+        if wants := self.stitch.wants:
+            first = FIRST_ID if wants.from_id is None else wants.from_id
+            page = [t for t in self.trades if t.id >= first][:size]
+            self.out += self.stitch.fill(page, at_end=self._connected and len(page) < size)
+
+    def bogus_high(self, number: int, _size: int) -> None:
+        if self.out:  # a first trade with a wrong id cannot be told from a right one
+            self.out += self.stitch.trade(made(BOGUS_HIGH + number, self._newest_ms()))
+
+    def bogus_low(self, number: int, _size: int) -> None:
+        if self.out:
+            self.out += self.stitch.trade(made(number % FIRST_ID, self._newest_ms()))
 
 
-@given(st.lists(st.tuples(st.sampled_from(OPS), st.integers(0, 3_000), st.integers(1, 5)), max_size=80))
-@example([("connect", 0, 1), ("trade", 0, 1), ("deliver", 0, 1), ("fetch", 0, 5), ("trade", 0, 1), ("silent_loss", 0, 1),
-          ("trade", 3_000, 1), ("deliver", 0, 1)])  # fmt: skip
+OPS = [name for name in vars(Rig) if not name.startswith("_")]
+HOLE_OF_SECONDS = [("connect", 0, 1), ("trade", 0, 1), ("deliver", 0, 1), ("fetch", 0, 5), ("trade", 0, 1),
+                   ("lose_unnoticed", 0, 1), ("trade", 3_000, 1), ("deliver", 0, 1)]  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.sampled_from(["trade", *OPS]), st.integers(0, 3_000), st.integers(1, 5)), max_size=80))
+@example(HOLE_OF_SECONDS)
+@example([("connect", 0, 1), ("fetch", 0, 1), ("trade", 0, 1), ("lose_unnoticed", 0, 1)])
 def test_pages_and_live_trades_in_any_order_make_the_exact_sequence(ops: list[tuple[str, int, int]]) -> None:
-    exchange, stitch = Exchange(), Stitch(START_MS * NS_PER_MS)
-    out: list[Trade] = []
-
-    def do(op: str, wait_ms: int, size: int) -> None:
-        nonlocal out
-        newest_ms = exchange.trades[-1].event_time_ns // NS_PER_MS if exchange.trades else START_MS
-        if op == "trade":
-            exchange.happen(wait_ms)
-        elif op == "deliver" and exchange.under_way:
-            out += stitch.trade(exchange.under_way.popleft())
-        elif op == "again" and exchange.connected and out:
-            out += stitch.trade(out[-min(size, len(out))])
-        elif op == "silent_loss" and exchange.under_way:
-            exchange.under_way.popleft()
-        elif op == "cut":
-            exchange.connected = False
-            exchange.under_way.clear()
-            stitch.doubt()
-        elif op == "connect":
-            exchange.connected = True
-        elif op == "fetch" and stitch.wants is not None:
-            page = exchange.page(stitch.wants, size)
-            out += stitch.fill(page, at_end=exchange.connected and len(page) < size)
-        elif op == "bogus_high" and out:
-            out += stitch.trade(made(BOGUS_HIGH + wait_ms, newest_ms))
-        elif op == "bogus_low" and out:
-            out += stitch.trade(made(wait_ms % FIRST_ID, newest_ms))
-
+    rig = Rig()
     for op, wait_ms, size in ops:
-        do(op, wait_ms, size)
-        assert ids(out) == [FIRST_ID + n for n in range(len(out))]
-    do("connect", 0, 0)
+        getattr(rig, op)(wait_ms, size)
+        assert rig.out == rig.trades[: len(rig.out)]
+    rig.connect(0, 0)
     for _ in range(2):  # real trades go on, which is what ends every doubt
-        do("trade", 1, 0)
-        while exchange.under_way:
-            do("deliver", 0, 0)
-        for _ in exchange.trades:
-            do("fetch", 0, 100)
-    assert out == exchange.trades
-    assert stitch.wants is None
+        rig.trade(1, 0)
+        rig.deliver(0, 1_000)
+        for _ in rig.trades:
+            rig.fetch(0, 100)
+    assert rig.out == rig.trades
+    assert rig.stitch.wants is None
