@@ -54,6 +54,8 @@ class Publisher:
         self._acknowledged: list[int] = []
         self._wake = asyncio.Event()
         self._connection: Connection | None = None
+        self.greeted = asyncio.Event()
+        """Set once the broker has taken us for the first time."""
         self.shipped = 0
         """Durable messages acknowledged in this life."""
         self.reconnects = 0
@@ -102,6 +104,7 @@ class Publisher:
                 async with self._link.connect() as connection:
                     self._log.info("broker_restored" if down else "broker_connected", outbox=self._store.load().rows)
                     down = False
+                    self.greeted.set()
                     await self._serve(connection, stop)
                     live_s = asyncio.get_running_loop().time() - began_s
                     reason = "connection lost"
@@ -112,9 +115,8 @@ class Publisher:
                 self._note_acknowledged()
             if stop.is_set():
                 return
-            if not down:
-                self._log.warning("broker_lost", reason=reason)
-                down = True
+            (self._log.debug if down else self._log.warning)("broker_lost", reason=reason)
+            down = True
             self.reconnects += 1
             since_s = asyncio.get_running_loop().time() - began_s
             await _either(stop, self._backoff.delay_s(live_s=live_s, since_attempt_s=since_s))

@@ -37,7 +37,8 @@ class Requests:
         self._log = structlog.get_logger()
 
     async def run(self) -> None:
-        """Answer until cancelled."""
+        """Answer until cancelled; answers leave through the publisher, so its connection comes first."""
+        await self._publisher.greeted.wait()
         backoff = Backoff(clock.rng())
         while True:
             began_s = clock.monotonic_s()

@@ -95,15 +95,16 @@ class MarketEngine:
 
     @property
     def phase(self) -> Phase:
-        """Cold before the fold began, warming until W candles are behind it, then ready."""
-        if self._current is None:
-            return Phase.COLD
-        return Phase.READY if self._current.folded > self.model.warmup else Phase.WARMING
+        """Cold before a fold began, warming until W candles are behind the present one, then ready."""
+        if self._current is not None and self._current.folded > self.model.warmup:
+            return Phase.READY
+        return Phase.WARMING if self.folded else Phase.COLD
 
     @property
     def folded(self) -> int:
-        """Candles behind the present state."""
-        return self._current.folded if self._current else 0
+        """Candles behind the present fold, or behind the one that will take over where there is none."""
+        fold = self._current or self._following
+        return fold.folded if fold else 0
 
     def reset(self) -> None:
         """Forget everything; the next candle begins a fold where one may begin."""

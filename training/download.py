@@ -69,7 +69,7 @@ async def download(
     """
     if strange := [str(spec) for spec in specs if not spec.by_time]:
         raise RequestRefused(f"no exchange keeps candles of {', '.join(strange)}")
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not progress) as bar:
         folder = Folder(out)
@@ -128,7 +128,7 @@ class _Run:
         """Complete the settled rates: a few a day, so they are asked for anew each time."""
         stem = f"{market.exchange}_{market.slug}_funding"
         had = times_ms(self.folder.rows(stem, _FUNDING)).tolist()
-        start_ns = min([since_ns, *(at * NS_PER_MS for at in had[:1])])
+        start_ns = min([max(since_ns, market.listed_at_ns or 0), *(at * NS_PER_MS for at in had[:1])])
         got = await self.patiently(partial(self.history.funding, market, start_ns=start_ns))
         if fresh := [row for row in got if row.time_ns < end_ns]:
             times = [row.time_ns // NS_PER_MS for row in fresh]
@@ -145,7 +145,7 @@ class _Run:
                 wait_s = backoff.delay_s(live_s=0.0, since_attempt_s=0.0)
                 if isinstance(error, RateLimited):
                     wait_s = error.retry_after_s
-                self.bar.console.print(f"again in {wait_s:.1f} s: {error}", markup=False, highlight=False)
+                self.bar.console.print(f"again in {wait_s:.1f} s: {error}", soft_wrap=True)
             await asyncio.sleep(wait_s)
         return await ask()
 

@@ -63,15 +63,13 @@ class Manager:
         self._socket.bind(str(path))
         self.environment = {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "1000000"}
         self.heard: list[str] = []
+        asyncio.get_running_loop().add_reader(self._socket, self._listen)
 
-    def listen(self) -> list[str]:
-        while True:
-            try:
-                self.heard += self._socket.recv(4096).decode().splitlines()
-            except BlockingIOError:
-                return self.heard
+    def _listen(self) -> None:
+        self.heard += self._socket.recv(4096).decode().splitlines()
 
     def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
 
 
@@ -177,15 +175,14 @@ class Follower:
 
 @asynccontextmanager
 async def following(url: str) -> AsyncIterator[Follower]:
+    """Follow meanwhile; a payload that is not as it should be ends the test at once."""
     follower = Follower(url)
-    task = asyncio.create_task(follower.run())
-    try:
-        yield follower
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.result()
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(follower.run())
+        try:
+            yield follower
+        finally:
+            task.cancel()
 
 
 async def until(true: Callable[[], bool], daemon: Daemon) -> None:

@@ -111,6 +111,30 @@ def test_emulate_refuses_a_tape_that_is_none(tape: str) -> None:
     assert "--tape" in done.stderr
 
 
+def test_history_says_what_it_wrote_and_what_is_wrong(tmp_path: pathlib.Path) -> None:
+    with emulated("--tape", "XRPUSDT=synthetic", "--history-h", "30") as where:
+        asked = ("history", "--symbol", "XRP/USDT:USDT", "--out", str(tmp_path / "x"), "--rest-url", f"http://{where}")
+        done = lstmd(*asked, "--since", "2025-01-06T12:00+02:00", "--until", "2025-01-07", "--candles", "5m")
+        assert done.returncode == 0, done.stderr
+        names = [f"binance_XRP-USDT-PERP_{kind}.parquet" for kind in ("5m", "5m_mark", "funding")]
+        begins, end = ["10:00", "10:00", "16:00"], "2025-01-07T00:00:00.000Z"
+        counts = [168, 168, 1]  # the settlement at midnight is not before the end
+        ends = [end, end, "2025-01-06T16:00:00.000Z"]
+        assert done.stdout.splitlines() == [
+            f"{tmp_path / 'x' / name}: {count} rows, 2025-01-06T{begin}:00.000Z to {last}"
+            for name, count, begin, last in zip(names, counts, begins, ends, strict=True)
+        ]
+        assert sorted(path.name for path in (tmp_path / "x").iterdir()) == [*names, "manifest.json"]
+        assert lstmd(*asked, "--since", "soon").returncode == 2
+        assert lstmd(*asked, "--since", "2025-01-06", "--until", "2025-01-06").returncode == 2
+        done = lstmd(*asked, "--since", "2025-01-06", "--candles", "5s")
+        assert done.returncode == 78
+        assert "5s" in done.stderr
+        done = lstmd(*asked, "--since", "2026-01-06")
+        assert done.returncode == 1
+        assert "has no 1m candles of XRP/USDT:USDT" in done.stderr
+
+
 def test_train_refuses_what_is_no_candles(tmp_path: pathlib.Path) -> None:
     (tmp_path / "x.parquet").write_text("nothing")
     done = lstmd("train", "--candles", str(tmp_path / "x.parquet"), "--out", str(tmp_path / "out"))

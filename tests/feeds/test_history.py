@@ -126,6 +126,17 @@ async def test_candles_are_paged_final_and_equal_the_fold_of_the_trades(
     assert all(figures(c) == expected[c.open_time_ns] for c in compared)
 
 
+async def test_mark_candles_are_paged_and_have_no_volume(emulator: tuple[Emulator, BinanceHistory]) -> None:
+    exchange, history = emulator
+    market = (await history.markets())["BTC/USDT:USDT"]
+    marks = await history.mark_candles(market, MINUTE, start_ns=BEGIN_NS, end_ns=START_NS)
+    assert len(marks) == HISTORY_MIN
+    assert exchange.venue.requests["markPriceKlines"] == 3
+    candles = await history.candles(market, MINUTE, start_ns=BEGIN_NS, end_ns=START_NS)
+    assert [figures(mark)[:4] for mark in marks] == [figures(candle)[:4] for candle in candles]
+    assert {(mark.volume, mark.trades, mark.closed) for mark in marks} == {(0.0, 0, True)}
+
+
 async def test_longer_candles_and_unaligned_bounds(emulator: tuple[Emulator, BinanceHistory]) -> None:
     _, history = emulator
     market = (await history.markets())["BTC/USDT:USDT"]

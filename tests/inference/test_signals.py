@@ -37,8 +37,8 @@ def test_funding_is_paid_by_longs_and_earned_by_shorts() -> None:
 
 outlooks = st.builds(
     Outlook,
-    p_touch=st.floats(0, 1), p_up=st.floats(0, 1), barrier_bps=st.floats(0.1, 1000), volatility_bps=st.floats(0.1, 1000),
-    in_range=st.booleans(),
+    p_touch=st.floats(0, 1), p_up=st.floats(0, 1), barrier_bps=st.floats(0.1, 1000),
+    volatility_bps=st.floats(0.1, 1000), in_range=st.booleans(),
 )  # fmt: skip
 fundings = st.floats(-0.01, 0.01)
 
@@ -91,7 +91,7 @@ def test_hysteresis_keeps_a_side_between_the_two_edges_and_turns_it_over_for_a_b
 
 
 def test_the_stop_and_the_leverage_that_survives_two_of_them() -> None:
-    """Stop 60 bps; liquidation at 2 × 60 bps + 1 % = 2.2 %: 45.4 times, capped at 20, at ten times the volatility 7.6."""
+    """Stop 60 bps; liquidation at 2 × 60 bps + 1 % = 2.2 %: 45.4 times, capped at 20; ten times the volatility: 7.6."""
     assert leverage_limit(60.0, msgspec.structs.replace(RULES, leverage_cap=100.0)) == 45.4
     assert decided().max_leverage == 20.0
     wild = decided(msgspec.structs.replace(OUTLOOK, volatility_bps=400.0))

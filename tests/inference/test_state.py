@@ -65,6 +65,7 @@ def test_what_is_written_down_is_read_back_to_the_bit(seq: int, side: Side, chai
     packed = msgspec.msgpack.decode(msgspec.msgpack.encode(mine.pack()))
     read = Fold.unpack(packed, SHAPE)
     assert read.pack() == mine.pack()
+    assert all(np.array_equal(getattr(read, name), getattr(mine, name)) for name in Fold.__slots__)
     read.h += 1.0
     read.c += 1.0
     read.features += 1.0

@@ -1,0 +1,94 @@
+"""A dated revision of an artifact's calibration, fitted on what became of its forecasts in the days before.
+
+Pure: the same labels give the same revision, wherever it is computed. Only labels that had matured by the day's
+midnight count, so the revision in force on a day knows nothing of it. Each line is fitted as a correction of the
+artifact's own, by maximum a posteriori: a normal prior of deviation `DEVIATION` holds it there, and what weighs against
+the prior is not rows but observations, that is distinct stretches of time one horizon long. Labels that overlap, and
+markets that move together, repeat each other. With little history the artifact's own calibration stays in force.
+"""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.artifact import Affine, Calibration
+from inference.lstm import F64
+
+DAYS: Final = 14
+"""K: days looked back over, and so the start-up cost."""
+DEVIATION: Final = 0.2
+"""Of the prior of scale − 1 and of shift: how far a season may reasonably lie from the artifact's own calibration."""
+NS_PER_DAY: Final = 86_400 * 10**9
+_ITERATIONS: Final = 30
+_DIGITS: Final = 6  # other CPU families may sum differently in the last bits; the revision must not show it
+
+Mask = NDArray[np.bool_]
+
+
+class Past(NamedTuple):
+    """Forecasts of one candle spec over one horizon, pooled over markets, with what came of them; each [n]."""
+
+    close_time_ns: NDArray[np.int64]
+    p_touch: F64
+    """As the members' average said, before any calibration; so are the next two."""
+    p_up: F64
+    log_variance_ratio: F64
+    touched: Mask
+    up: Mask
+    """Meaningless where nothing was touched."""
+    realised: F64
+    """The log variance ratio that came."""
+
+    def before(self, day_ns: int, *, horizon_ns: int, days: int = DAYS) -> "Past":
+        """Keep what closed within the `days` before midnight `day_ns` and had matured by then."""
+        closed = self.close_time_ns
+        keep = (closed >= day_ns - days * NS_PER_DAY) & (closed + horizon_ns <= day_ns)
+        return Past(*(column[keep] for column in self))
+
+
+def observations(close_time_ns: NDArray[np.int64], horizon_ns: int) -> int:
+    """Count the stretches of one horizon in which forecasts were made, whatever their number and markets."""
+    return len(np.unique(close_time_ns // horizon_ns))
+
+
+def revise(own: Calibration, past: Past, *, horizon_ns: int, deviation: float = DEVIATION) -> Calibration:
+    """Revise one horizon's calibration by what `Past.before` left; nothing left returns `own`."""
+    hit = past.touched
+    n, n_hit = (observations(past.close_time_ns[rows], horizon_ns) for rows in (slice(None), hit))
+    return Calibration(
+        touch=_probability(own.touch, past.p_touch, past.touched, n, deviation),
+        direction=_probability(own.direction, past.p_up[hit], past.up[hit], n_hit, deviation),
+        log_variance=_offset(own.log_variance, past.log_variance_ratio, past.realised, n, deviation),
+    )
+
+
+def _probability(own: Affine, p: F64, outcome: Mask, n: int, deviation: float) -> Affine:
+    """Correct the artifact's own logit z to scale · z + shift, by Newton's method on the posterior."""
+    if not n:
+        return own
+    clipped = np.clip(p, 1e-9, 1.0 - 1e-9)
+    z = own.a * np.log(clipped / (1.0 - clipped)) + own.b
+    prior, weight = 1.0 / deviation**2, n / len(z)
+    scale, shift = 1.0, 0.0
+    for _ in range(_ITERATIONS):
+        q = 1.0 / (1.0 + np.exp(-np.clip(scale * z + shift, -40.0, 40.0)))
+        error, spread = weight * (q - outcome), weight * q * (1.0 - q)
+        g, h = float((error * z).sum()) + prior * (scale - 1.0), float(error.sum()) + prior * shift
+        a, b, d = float((spread * z * z).sum()) + prior, float((spread * z).sum()), float(spread.sum()) + prior
+        determinant = a * d - b * b
+        step = (d * g - b * h) / determinant, (a * h - b * g) / determinant
+        scale, shift = scale - step[0], shift - step[1]
+        if max(map(abs, step)) < 1e-9:
+            break
+    scale = max(scale, 0.0)
+    return Affine(a=round(scale * own.a, _DIGITS), b=round(scale * own.b + shift, _DIGITS))
+
+
+def _offset(own: Affine, forecast: F64, realised: F64, n: int, deviation: float) -> Affine:
+    """Shift the log variance by its mean error, shrunk by how well that is known."""
+    if not n:
+        return own
+    error = realised - (own.a * forecast + own.b)
+    known = n / (n + float(error.var()) / deviation**2)
+    return Affine(a=own.a, b=round(own.b + known * float(error.mean()), _DIGITS))
