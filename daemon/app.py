@@ -13,7 +13,6 @@ import signal
 import msgspec
 import structlog
 
-from config.load import ConfigError, Problem
 from config.schema import Config
 from daemon import check, clock, systemd, topics
 from daemon.broker import EmbeddedBroker

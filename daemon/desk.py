@@ -31,7 +31,7 @@ from feeds.stitch import Wants
 from feeds.subscription import plan
 from inference.engine import Phase
 
-REPAIR_POLL_S = 0.25
+REPAIR_POLL_S = 0.1
 """How often holes are looked for; a hole of one candle must be seen twice, as the next event fills most of them."""
 CLOCK_POLL_S = 5.0
 """How often the exchange's clock is asked while its websocket is away."""
@@ -55,6 +55,7 @@ class Wire:
         """Whether all streams are confirmed."""
         self.reason = "connecting"
         """Why not."""
+        self.losses = 0
         self._desk = desk
 
     def connected(self) -> None:
@@ -67,6 +68,7 @@ class Wire:
     def lost(self, reason: str) -> None:
         """Note the connection's loss."""
         self.live, self.reason = False, reason
+        self.losses += 1
         for market in self.markets:
             market.lost()
         self._desk.count_loss()
@@ -322,9 +324,12 @@ class Desk:
         """Fetch pages until one is not full; the next round goes on from there."""
         assert market.stitch is not None
         while wants := market.stitch.wants:
-            page = await self._page(market.market, wants)
             wire = self._wire_of(market)
-            market.fill(page, at_end=wire is not None and wire.live and len(page) < PAGE_ROWS)
+            losses = wire.losses if wire and wire.live else None
+            page = await self._page(market.market, wants)
+            # A page joins the live trades only if they were received without a break from before it was asked for.
+            unbroken = wire is not None and wire.live and wire.losses == losses
+            market.fill(page, at_end=unbroken and len(page) < PAGE_ROWS)
             self._moved()
             if len(page) < PAGE_ROWS:
                 return

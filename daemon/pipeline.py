@@ -126,7 +126,9 @@ class MarketPipeline:
     def _kline(self, event: Kline) -> None:
         self.last_event_ns = event.receive_time_ns
         channel = self.channels.get(event.spec.text)
-        if channel is None or not self.clock.believes("kline", event.event_time_ns):
+        # A closed kline claims that its interval is over, whatever the time of its event.
+        reached_ns = max(event.event_time_ns, event.candle.close_time_ns if event.candle.closed else 0)
+        if channel is None or not self.clock.believes("kline", reached_ns):
             return
         cause = Cause(event.event_time_ns, event.receive_time_ns)
         if not event.candle.closed:

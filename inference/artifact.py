@@ -313,6 +313,8 @@ def _inconsistent(manifest: Manifest) -> Iterator[str]:
     limits = manifest.range
     if limits is not None and not len(limits.low) == len(limits.high) == len(FEATURES):
         yield "range is not given for each feature"
+    if manifest.warmup > manifest.epoch:
+        yield "warmup is longer than the epoch, so no fold could take over"
     if manifest.barrier_width <= 0.0:
         yield "barrier_width must be above zero"
 

@@ -139,7 +139,8 @@ def leverage_limit(stop_bps: float, rules: Rules) -> float:
     An isolated position of leverage L is liquidated after an adverse move of about 1/L less the maintenance margin.
     """
     distance = rules.liquidation_distance * stop_bps / 1e4 + rules.maintenance_margin
-    return max(1.0, min(rules.leverage_cap, math.floor(10.0 / distance) / 10.0))
+    bound = math.floor(10.0 / distance) / 10.0 if distance > 0.0 else rules.leverage_cap
+    return max(1.0, min(rules.leverage_cap, bound))
 
 
 def confirm(*, rsi: float, macd_hist: float, adx: float, percent_b: float, trend: float) -> list[Confirmation]:

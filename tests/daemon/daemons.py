@@ -152,7 +152,7 @@ class Follower:
         msgspec.json.decode(raw, type=kind, strict=True)
         assert set(payload) == set(kind.__struct_fields__)
         self.newest[topic] = payload
-        if leaf == "status" and self.states[-1:] != [payload["state"]]:
+        if topic == "lstmd/status" and self.states[-1:] != [payload["state"]]:
             self.states.append(payload["state"])
         elif leaf == "candle":
             self.candles.setdefault(payload["spec"], []).append(payload)
