@@ -141,6 +141,8 @@ class Mqtt(_Section):
     """Silence after which we ask for a sign of life; after one and a half of it the broker publishes our last will."""
     publish_candles: bool = False
     """Whether closed candles are published too, on `…/candle`."""
+    hummingbot: bool = False
+    """Whether the first candle spec of each market is also published for hummingbot's `ai_livestream` controller."""
     inflight_max: Annotated[int, Field(ge=1, le=1000)] = 100
     """QoS 1 messages sent and not yet acknowledged, at most."""
 

@@ -9,10 +9,12 @@ import contextlib
 import functools
 import importlib.metadata
 import signal
+from collections.abc import Callable
 
 import msgspec
 import structlog
 
+from config.load import ConfigError
 from config.schema import Config
 from daemon import check, clock, systemd, topics
 from daemon.broker import EmbeddedBroker
@@ -23,6 +25,7 @@ from daemon.metrics import Metrics, MetricsServer
 from daemon.mqtt import Credentials, MqttLink, Will
 from daemon.pipeline import Pipeline
 from daemon.publisher import Publisher
+from daemon.reload import Reloader
 from daemon.requests import Requests
 from daemon.store import Store
 from inference.artifact import Manifest
@@ -33,15 +36,22 @@ STORE_FILE = "lstmd.sqlite"
 BROKER_FOLDER = "broker"
 
 
-def run(config: Config) -> int:
-    """Run until SIGTERM or SIGINT; return the exit code.
+def run(config: Config, read: Callable[[], Config]) -> int:
+    """Run until SIGTERM or SIGINT; return the exit code. `read` reads the configuration anew, on SIGHUP or request.
 
     Raises:
         ConfigError, BrokerRefused, StoreError, MetricsError, RequestRefused: the operator's to mend, maybe in a group.
 
     """
-    asyncio.run(_main(config))
+    asyncio.run(_main(config, Reloader(config, read)))
     return 0
+
+
+def _reload(reloader: Reloader) -> None:
+    try:
+        reloader.reload()
+    except ConfigError as error:
+        structlog.get_logger().error("reload_refused", problems=[str(problem) for problem in error.problems])
 
 
 def rules_of(config: Config, manifest: Manifest) -> Rules:
@@ -55,10 +65,11 @@ def rules_of(config: Config, manifest: Manifest) -> Rules:
     )
 
 
-async def _main(config: Config) -> None:
+async def _main(config: Config, reloader: Reloader) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, reloader)
     artifact = check.check(config)
     model = Model(artifact, rules_of(config, artifact.manifest))
     log = structlog.get_logger()
@@ -80,7 +91,7 @@ async def _main(config: Config) -> None:
             model=model.id,
             policy=model.policy,
         )
-        await _serve(config, model, store, metrics, broker, boot_id, stop)
+        await _serve(config, model, store, metrics, broker, reloader, boot_id, stop)
     log.info("stopped")
 
 
@@ -90,6 +101,7 @@ async def _serve(
     store: Store,
     metrics: Metrics,
     broker: EmbeddedBroker | None,
+    reloader: Reloader,
     boot_id: str,
     stop: asyncio.Event,
 ) -> None:
@@ -109,7 +121,7 @@ async def _serve(
     committer = Committer(config, pipeline, store, publisher, metrics)
     desks = [Desk(number, feed, pipeline, store, metrics, committer.moved) for number, feed in enumerate(config.feeds)]
     reporter = Reporter(config, model, desks, store, publisher, metrics, boot_id)
-    requests = Requests(link, publisher, store, reporter, base_topic=base)
+    requests = Requests(link, publisher, store, reporter, reloader, base_topic=base)
     shipping = asyncio.Event()
     async with asyncio.TaskGroup() as outer:
         ship = outer.create_task(publisher.run(shipping), name="publisher")

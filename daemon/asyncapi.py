@@ -10,7 +10,7 @@ _LEVELS = {
     "exchange": "Exchange as ccxt calls it, `binance`.",
     "market": "Market slug, one to one with the ccxt symbol: `BTC-USDT-PERP`.",
     "spec": "Candle spec: `1m`.",
-    "command": "`status`, `replay` or `log_level`.",
+    "command": "`status`, `replay`, `log_level` or `reload`.",
 }
 
 

@@ -44,7 +44,7 @@ def run(config: ConfigPath = None) -> None:
     log_setup.configure(level=settings.log.level, format=settings.log.format)
     from daemon import app as daemon_app
 
-    raise typer.Exit(daemon_app.run(settings))
+    raise typer.Exit(daemon_app.run(settings, lambda: load_config(config)))
 
 
 @app.command("check-config")

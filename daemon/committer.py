@@ -6,7 +6,7 @@ from typing import NoReturn
 import structlog
 
 from config.schema import Config
-from daemon import clock, topics
+from daemon import clock, hummingbot, topics
 from daemon.line import Draft, Line, LineWork
 from daemon.metrics import Metrics
 from daemon.outbox import Limits
@@ -27,7 +27,7 @@ class Committer:
     ) -> None:
         self._pipeline, self._store, self._publisher, self._metrics = pipeline, store, publisher, metrics
         self._base = config.mqtt.base_topic
-        self._candles = config.mqtt.publish_candles
+        self._candles, self._hummingbot = config.mqtt.publish_candles, config.mqtt.hummingbot
         self._keep = config.store.journal_keep
         self._live_s = max(0.02, config.live.min_interval_ms / 1e3)
         self._limits = Limits.of(
@@ -61,6 +61,12 @@ class Committer:
             if done.drafts:
                 remaining_ns = done.drafts[-1].valid_until_ns - self._pipeline.markets[line.key].clock.now_ns
                 expiry_s[line.topic] = max(1, remaining_ns // NS_PER_S + 1)
+            if done.repaired:
+                self._log.warning(
+                    "candles_repaired", market=line.market.symbol, candles=line.spec.text, seqs=done.repaired
+                )
+            if self._hummingbot:
+                self._predict(line, done)
             if self._candles:
                 topic = topics.spec_topic(self._base, line.market, line.spec, "candle")
                 for candle in done.candles:
@@ -71,6 +77,15 @@ class Committer:
         shed = self._store.shed(self._limits, now_ns=self._pipeline.now_ns, after_row=self._publisher.sent_to)
         if shed:
             self._log.warning("outbox_bounded", messages=shed, outbox=self._store.load().rows)
+
+    def _predict(self, line: Line, done: LineWork) -> None:
+        """Publish what hummingbot reads: it has one topic a market, so the first candle spec speaks, on time or not at all."""
+        if next(iter(self._pipeline.markets[line.key].channels)) != line.spec.text:
+            return
+        for draft in done.drafts:
+            if draft.kind == "signal" and not draft.context.late:
+                topic, payload = hummingbot.prediction(line.market, draft.identity, draft.time_ns)
+                self._publisher.volatile(topic, topics.encode(payload), qos=1)
 
     def _commit_of(self, line: Line, done: LineWork) -> LineCommit:
         return LineCommit(

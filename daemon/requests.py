@@ -9,10 +9,12 @@ import asyncio
 import msgspec
 import structlog
 
+from config.load import ConfigError
 from daemon import clock, log_setup, topics
 from daemon.health import Reporter
 from daemon.mqtt import BrokerError, MqttLink
 from daemon.publisher import Publisher
+from daemon.reload import Reloader
 from daemon.store import Store
 from daemon.topics import Request, Response
 from feeds.backoff import Backoff
@@ -30,9 +32,17 @@ class Requests:
     """Answers requests."""
 
     def __init__(
-        self, link: MqttLink, publisher: Publisher, store: Store, reporter: Reporter, *, base_topic: str
+        self,
+        link: MqttLink,
+        publisher: Publisher,
+        store: Store,
+        reporter: Reporter,
+        reloader: Reloader,
+        *,
+        base_topic: str,
     ) -> None:
-        self._link, self._publisher, self._store, self._reporter = link, publisher, store, reporter
+        self._link, self._publisher, self._store = link, publisher, store
+        self._reporter, self._reloader = reporter, reloader
         self._base = base_topic
         self._log = structlog.get_logger()
 
@@ -73,7 +83,9 @@ class Requests:
             return self._replay(request)
         if command == "log_level":
             return self._log_level(request)
-        raise RequestFault(f"unknown command {command!r}; known: log_level, replay, status")
+        if command == "reload":
+            return self._reload()
+        raise RequestFault(f"unknown command {command!r}; known: log_level, reload, replay, status")
 
     def _replay(self, request: Request) -> dict[str, object]:
         if request.topic is None or request.from_seq is None:
@@ -82,6 +94,12 @@ class Requests:
         for row in rows:
             self._publisher.again(row)
         return {"messages": len(rows), "last_seq": rows[-1].seq if rows else None}
+
+    def _reload(self) -> dict[str, object]:
+        try:
+            return self._reloader.reload()
+        except ConfigError as error:
+            raise RequestFault(str(error)) from error
 
     def _log_level(self, request: Request) -> dict[str, object]:
         if request.level not in ("debug", "info", "warning", "error"):

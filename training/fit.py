@@ -88,7 +88,7 @@ def train(candles: Sequence[Path], out: Path, recipe: Recipe, *, progress: bool 
         barrier_width=recipe.barrier_width,
         calibration=_calibrate(weights, epochs),
         range=_range(rows),
-        parity=parity.measure(weights, runs),
+        parity=parity.measure(weights, runs, warmup=recipe.warmup, epoch=recipe.epoch),
         inputs=tuple(
             TrainingInput(name=path.name, sha256=digest, candles=sum(len(r) for r in dataset.read_series(path)))
             for path, digest in inputs

@@ -114,8 +114,9 @@ class Daemon:
 class Follower:
     """Subscribes to everything, again after each loss, and holds every payload against its type."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, *filters: str) -> None:
+        self._url, self._filters = url, filters
+        self.raw: list[tuple[str, bytes]] = []
         self.signals: dict[str, dict[int, str]] = {}
         """Per spec and ordinal: everything but the context."""
         self.order: dict[str, list[int]] = {}
@@ -134,7 +135,7 @@ class Follower:
     async def run(self) -> None:
         while True:
             try:
-                async with self.link_for("follower").follow("lstmd/#") as messages:
+                async with self.link_for("follower").follow(*self._filters) as messages:
                     self.connections += 1
                     async for message in messages:
                         self._take(message.topic, message.payload)
@@ -142,6 +143,9 @@ class Follower:
                 await asyncio.sleep(0.05)
 
     def _take(self, topic: str, raw: bytes) -> None:
+        self.raw.append((topic, raw))
+        if topic.startswith("lstmd/a/"):
+            return  # no signals but numbered messages of a test
         payload = json.loads(raw)
         leaf = topic.rsplit("/", 1)[-1]
         if topic.startswith("lstmd/request/"):
@@ -174,9 +178,9 @@ class Follower:
 
 
 @asynccontextmanager
-async def following(url: str) -> AsyncIterator[Follower]:
+async def following(url: str, *filters: str) -> AsyncIterator[Follower]:
     """Follow meanwhile; a payload that is not as it should be ends the test at once."""
-    follower = Follower(url)
+    follower = Follower(url, *(filters or ("lstmd/#",)))
     async with asyncio.TaskGroup() as group:
         task = group.create_task(follower.run())
         try:

@@ -35,7 +35,7 @@ def small_artifact(*specs: str, warmup: int = WARMUP, epoch: int = EPOCH, seed: 
         epoch=epoch,
         horizons=(5,),
         signal_horizon=dict.fromkeys(specs, 5),
-        parity=Parity(candles=10_000, step_vs_torch_max_abs=0.0, features_max_abs=0.0),
+        parity=Parity(candles=10_000, step_vs_torch_max_abs=0.0, h_max_abs=0.0, c_max_scaled=0.0, features_max_abs=0.0),
     )
     return seal(weights, manifest)
 

@@ -30,7 +30,7 @@ from tests.daemon.daemons import Daemon, Follower, Manager, ape_emulator, config
 from tests.daemon.lines import new_line, small_artifact
 from tests.daemon.tapes import APE, ape_trades, folded
 
-WAIT_S = 40
+WAIT_S = 180
 SIGNALS = f"lstmd/binance/{APE.slug}/1m/signal"
 
 
@@ -119,6 +119,7 @@ async def test_a_day_with_kills_cuts_and_a_broker_restart_does_not_show(tmp_path
     told = follower.signals["1m"]
     assert told == undisturbed(model, 16, min(told), max(told))
     assert whole(follower)
+    assert follower.order["1m"] == sorted(follower.order["1m"])
     assert {"offline", "online"} == set(follower.states)
     assert any(context.get("late") for context in follower.contexts)
     assert any(context.get("latency_us") for context in follower.contexts)
@@ -127,7 +128,7 @@ async def test_a_day_with_kills_cuts_and_a_broker_restart_does_not_show(tmp_path
     fields = ("open", "high", "low", "close", "volume")
     official = {candle.close_time_ns: candle for candle in folded(16, "1m").values()}
     seen = follower.candles["1m"]
-    assert len(seen) >= 60
+    assert len(seen) >= 30
     by_time = {rfc3339(ns): candle for ns, candle in official.items()}
     assert all(c[f] == getattr(by_time[c["close_time"]], f) for c in seen for f in fields)
     heard = manager.heard

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from safetensors import numpy as safetensors
 
 from inference import artifact, lstm
@@ -14,6 +15,7 @@ from inference.features import FEATURES, N_FEATURES
 from tests.inference.ensembles import ensemble
 
 WEIGHTS = ensemble(outputs=6)
+PARITY = Parity(candles=10_240, step_vs_torch_max_abs=3e-7, h_max_abs=2e-6, c_max_scaled=1e-6, features_max_abs=0.0)
 
 
 def manifest(**changes: Any) -> Manifest:
@@ -24,7 +26,7 @@ def manifest(**changes: Any) -> Manifest:
         "specs": ("1m", "5m"),
         "horizons": (12, 15),
         "signal_horizon": {"1m": 15, "5m": 12},
-        "parity": Parity(candles=10_240, step_vs_torch_max_abs=3e-7, features_max_abs=0.0),
+        "parity": PARITY,
         "report": {"brier": 0.21, "by_market": {"BTC/USDT:USDT": [1, 2]}},
     }
     return Manifest(**(stated | changes))
@@ -71,9 +73,10 @@ def refused(folder: Path) -> str:
     ("changes", "text"),
     [
         ({"parity": None}, "no measured parity"),
-        ({"parity": Parity(candles=9_999, step_vs_torch_max_abs=0.0, features_max_abs=0.0)}, "9999 candles"),
-        ({"parity": Parity(candles=10_000, step_vs_torch_max_abs=2e-5, features_max_abs=0.0)}, "differs from torch"),
-        ({"parity": Parity(candles=10_000, step_vs_torch_max_abs=0.0, features_max_abs=1e-7)}, "streamed features"),
+        ({"parity": replace(PARITY, candles=9_999)}, "9999 candles"),
+        ({"parity": replace(PARITY, step_vs_torch_max_abs=2e-5)}, "step differs from torch"),
+        ({"parity": replace(PARITY, h_max_abs=2e-5)}, "h differs from torch"),
+        ({"parity": replace(PARITY, features_max_abs=1e-7)}, "streamed features"),
         ({"features": artifact.FeatureSet(version="other")}, "features other"),
         ({"features": artifact.FeatureSet(names=FEATURES[::-1])}, "features"),
         ({"sizes": artifact.sizes_of(ensemble(hidden=7))}, "sizes in the manifest"),
@@ -106,7 +109,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda raw: raw.update(format=2), "format 2"),
+        (lambda raw: raw.update(format=3), "format 3"),
         (lambda raw: raw.pop("format"), "format"),
         (lambda raw: raw.update(surprise=1), "surprise"),
         (lambda raw: raw.pop("horizons"), "horizons"),

@@ -1,0 +1,137 @@
+"""The daily revision of an artifact's calibration over candle files: computed for a day, or applied day by day."""
+
+import datetime as dt
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from feeds.market import NS_PER_DAY
+from inference import artifact as artifacts
+from inference import recalibrate
+from inference.artifact import Artifact, Calibration
+from inference.lstm import Combined
+from inference.recalibrate import Past
+from training import ensemble, unseen
+from training.dataset import CandlesError, Epochs, Series
+from training.forecasts import Rows, calibrated
+from training.score import Forecast
+from training.splits import Role
+from training.unseen import Run
+
+
+class Revision(msgspec.Struct, frozen=True, kw_only=True):
+    """A calibration in force for one UTC day, and what it rests on."""
+
+    model: str
+    day: dt.date
+    days: int
+    """Days looked back over."""
+    days_found: int
+    """Of them, days with forecasts that had matured; fewer leave it nearer to the artifact's own calibration."""
+    series: tuple[str, ...]
+    """Names of the candles it is pooled over."""
+    observations: dict[str, tuple[int, ...]]
+    """Effective observations per spec and horizon."""
+    calibration: dict[str, tuple[Calibration, ...]]
+    """Per spec and horizon, in the manifest's order."""
+
+
+def calibrate(candles: Sequence[Path], artifact: Path, day: dt.date) -> Revision:
+    """Compute the revision that is in force on a UTC day from candles that closed before it.
+
+    Raises:
+        CandlesError: a file cannot be used, or no forecast of the days before had matured.
+        ArtifactError: the artifact may not be used.
+
+    """
+    loaded = artifacts.load(artifact)
+    manifest, day_ns = loaded.manifest, (day - dt.date(1970, 1, 1)).days * NS_PER_DAY
+    fold = manifest.warmup + manifest.epoch
+    runs = [run for run in (_recent(run, day_ns, fold) for run in unseen.runs_of(loaded, candles)) if len(run.series)]
+    if not runs:
+        raise CandlesError(f"no candle closed in the {recalibrate.DAYS} days before {day}")
+    epochs = unseen.epochs_of(loaded, runs, since_ns=day_ns)
+    answers = ensemble.forecast(loaded.weights, epochs.x, warmup=epochs.warmup)
+    calibration, observed, days = {}, {}, set[int]()
+    for spec in sorted({run.series.spec for run in runs}):
+        lines, counts = [], []
+        mine, interval_ns = _of_spec(epochs, [run.series for run in runs], spec)
+        for k, horizon in enumerate(manifest.horizons):
+            horizon_ns = horizon * interval_ns
+            past = past_of(answers, epochs, mine, k).before(day_ns, horizon_ns=horizon_ns)
+            lines.append(recalibrate.revise(_own(loaded, k), past, horizon_ns=horizon_ns))
+            counts.append(recalibrate.observations(past.close_time_ns, horizon_ns))
+            days |= set((past.close_time_ns // NS_PER_DAY).tolist())
+        calibration[spec], observed[spec] = tuple(lines), tuple(counts)
+    if not days:
+        raise CandlesError(f"no forecast of the {recalibrate.DAYS} days before {day} had matured, or all taught the model")
+    return Revision(
+        model=loaded.model_id, day=day, days=recalibrate.DAYS, days_found=len(days),
+        series=tuple(sorted({f"{run.series.name} {run.series.spec}" for run in runs})),
+        observations=observed, calibration=calibration,
+    )  # fmt: skip
+
+
+def online_forecast(
+    artifact: Artifact, answers: Combined, epochs: Epochs, runs: Sequence[Series], rows: Rows
+) -> Forecast:
+    """Forecast rows at their signal horizon, each UTC day under the revision that was in force on it.
+
+    Args:
+        artifact: gives the calibration that is revised.
+        answers: of the ensemble over `epochs`, before any calibration.
+        epochs: with roles VALIDATE and TEST, both of which become history once they have matured.
+        runs: what the epochs belong to; those of one spec are pooled.
+        rows: what to forecast.
+
+    """
+    forecast = Forecast(*(np.empty(len(rows.outcome)) for _ in range(3)))
+    columns = (forecast.p_touch, forecast.p_up, forecast.log_ratio)
+    specs = np.array([run.spec for run in runs])[rows.run]
+    for spec in np.unique(specs):
+        horizon = artifact.manifest.signal_horizon[str(spec)]
+        k = artifact.manifest.horizons.index(horizon)
+        mine, interval_ns = _of_spec(epochs, runs, str(spec))
+        past = past_of(answers, epochs, mine, k)
+        for day in np.unique(rows.outcome.day[specs == spec]):
+            before = past.before(int(day) * NS_PER_DAY, horizon_ns=horizon * interval_ns)
+            line = recalibrate.revise(_own(artifact, k), before, horizon_ns=horizon * interval_ns)
+            today = (specs == spec) & (rows.outcome.day == day)
+            at = tuple(index[today] for index in rows.at[:2])
+            revised = calibrated(Combined(*(answer[at][:, k : k + 1] for answer in answers)), [line])
+            for column, values in zip(columns, revised, strict=True):
+                assert column is not None
+                column[today] = values[:, 0]
+    return forecast
+
+
+def past_of(answers: Combined, epochs: Epochs, mine: NDArray[np.bool_], k: int) -> Past:
+    """Collect raw forecasts of the `k`-th horizon over the epochs in `mine`, [N], with what came of them."""
+    usable = epochs.usable(Role.VALIDATE)[..., k] | epochs.usable(Role.TEST)[..., k]
+    at = np.nonzero(usable & mine[:, None])
+    labels = epochs.labels
+    return Past(
+        epochs.close_time_ns[at], *(answer[at][:, k] for answer in answers),
+        labels.touched[at][:, k], labels.up[at][:, k], labels.log_ratio[at][:, k].astype(np.float64),
+    )  # fmt: skip
+
+
+def _recent(run: Run, day_ns: int, fold: int) -> Run:
+    """Keep what closed before the day and within the days looked back over, and one fold before it."""
+    closed = run.series.close_time_ns
+    first, end = np.searchsorted(closed, (day_ns - recalibrate.DAYS * NS_PER_DAY, day_ns + 1))
+    keep = slice(max(0, int(first) - fold), int(end)) if first < end else slice(0, 0)
+    return Run(run.series.rows(keep), run.folds)
+
+
+def _of_spec(epochs: Epochs, runs: Sequence[Series], spec: str) -> tuple[NDArray[np.bool_], int]:
+    """Tell which epochs are of a spec, and its interval in ns."""
+    mine = np.array([run.spec == spec for run in runs])[epochs.series]
+    return mine, next(run.interval_ns for run in runs if run.spec == spec)
+
+
+def _own(artifact: Artifact, k: int) -> Calibration:
+    return artifact.manifest.calibration[k] if artifact.manifest.calibration else Calibration()
