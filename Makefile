@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help install demo test run bench clean
+.PHONY: help install demo test run bench evaluate artifact clean
 
 help:
 	@echo 'make install   create .venv and install'
@@ -17,6 +17,8 @@ help:
 	@echo 'make test      style, types, architecture and tests'
 	@echo 'make run       the daemon on the shipped configuration: Binance live; CONFIG=file for another'
 	@echo 'make bench     where the microseconds go'
+	@echo 'make evaluate  the table of docs/model.md, and a report a row; DATA=folder of candles, OUT=folder to write to'
+	@echo 'make artifact  the shipped model anew from its recipe, on the CPU; DATA=folder of candles'
 	@echo 'make clean     remove .venv and caches'
 
 install: $(STAMP)
@@ -50,6 +52,19 @@ test: install
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+DATA ?= ../shared/data/ohlcv
+OUT ?= build/evaluation
+
+evaluate: install
+	$(PIP) install -q -c constraints.txt -e '.[dev,evaluate]'
+	$(BIN)/python -m training.table $(DATA) $(OUT)
+
+# The same recipe, candles and machine give the same bytes. It takes hours; broken off, it goes on with the members it has.
+artifact: install
+	$(BIN)/lstmd train --device cpu --recipe training/recipes/default.toml --out inference/artifacts/default \
+	  --candles $(wildcard $(DATA)/binance_um/*_1m_* $(DATA)/bybit_linear/*T_1m_* $(DATA)/bybit_linear/*_5m_* \
+	  $(DATA)/bitmex/*)
 
 bench: install
 	$(BIN)/python benchmarks/step.py

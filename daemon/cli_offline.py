@@ -264,19 +264,39 @@ def _instant_ns(text: str, option: str) -> int:
 @app.command()
 def train(
     candles: Annotated[list[Path], typer.Option("--candles", help="Parquet file of candles; more may follow.")],
-    out: Annotated[Path, typer.Option(help="Folder of the artifact to write.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the artifact to write.")] = None,
     more: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="Further files of candles.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="TOML recipe. Default: the shipped artifact's.")] = None,
+    device: Annotated[
+        str, typer.Option(help="`cpu`, `cuda` or `auto`. Only the CPU gives the same artifact each time.")
+    ] = "auto",
+    check_leaks: Annotated[
+        bool,
+        typer.Option("--check-leaks", help="First plant a leak and find it, and none in the features as they are."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fit an artifact on candles and write it with its measured parity and its report card."""
+    """Fit an artifact on candles and write it with its measured parity and its report card.
+
+    --check-leaks without --out fits nothing.
+    """
     from training import recipe as recipes
     from training.dataset import CandlesError
+    from training.fit import DeviceError
     from training.fit import train as fit
 
+    files = [*candles, *(more or [])]
+    if check_leaks:
+        _check_leaks(files, as_json=as_json and out is None)
+    if out is None:
+        if check_leaks:
+            return
+        raise typer.BadParameter("is needed, unless --check-leaks is all there is to do", param_hint="--out")
     try:
         chosen = recipes.load(recipe or recipes.DEFAULT)
-        summary = fit([*candles, *(more or [])], out, chosen, progress=sys.stderr.isatty())
+        summary = fit(files, out, chosen, device=device, progress=sys.stderr.isatty())
+    except DeviceError as error:
+        raise typer.BadParameter(str(error), param_hint="--device") from None
     except (CandlesError, recipes.RecipeError) as error:
         fail(str(error))
     if as_json:
@@ -284,6 +304,72 @@ def train(
         return
     typer.echo(f"{summary.model_id} in {summary.folder}")
     print_tree(summary.report)
+
+
+def _check_leaks(files: list[Path], *, as_json: bool) -> None:
+    """Report on each file; end with 1 where a leak is found, or a planted one is not."""
+    from training import leaks
+    from training.dataset import CandlesError
+
+    try:
+        found = list(leaks.survey(files))
+    except CandlesError as error:
+        fail(str(error))
+    if as_json:
+        print_json(
+            [
+                {"file": f.name, "sound": f.sound} | {k: getattr(f, k)._asdict() for k in ("real", "planted")}
+                for f in found
+            ]
+        )
+    else:
+        for one in found:
+            verdict = (
+                "no leak, and the planted one is found" if one.sound else f"real {one.real}, planted {one.planted}"
+            )
+            typer.echo(f"{one.name}: {verdict}", err=True)
+    if bad := [one.name for one in found if not one.sound]:
+        fail(f"leaks: {', '.join(bad)}")
+
+
+@app.command()
+def calibrate(
+    candles: Annotated[
+        list[Path], typer.Option("--candles", help="Parquet file of candles of a market to pool; more may follow.")
+    ],
+    day: Annotated[str, typer.Option(help="UTC day for which the revision is in force: 2026-01-10.")],
+    more: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="Further files of candles.")] = None,
+    artifact: Annotated[str, typer.Option(help="`default` or a folder.")] = "default",
+    out: Annotated[Path | None, typer.Option(help="File to write the revision to, as JSON.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Revise an artifact's calibration for one UTC day by what became of its forecasts in the seven days before.
+
+    Candles that close after the day has begun are not looked at. With less history the revision stays nearer to the
+    artifact's own calibration; candles of 256 more intervals before the first day fill the state.
+    """
+    import datetime as dt
+
+    import msgspec
+
+    from inference import artifact as artifacts
+    from training.dataset import CandlesError
+    from training.online import calibrate as revise
+
+    try:
+        moment = dt.date.fromisoformat(day)
+    except ValueError:
+        raise typer.BadParameter(f"{day!r} is not a day such as 2026-01-10", param_hint="--day") from None
+    try:
+        revision = revise([*candles, *(more or [])], artifacts.resolve(artifact), moment)
+    except CandlesError as error:
+        fail(str(error))
+    if out:
+        out.write_bytes(msgspec.json.format(msgspec.json.encode(revision)) + b"\n")
+    if as_json:
+        print_json(msgspec.to_builtins(revision))
+    else:
+        print_tree(msgspec.to_builtins(revision))
 
 
 @app.command()
@@ -295,6 +381,9 @@ def evaluate(
     artifact: Annotated[str, typer.Option(help="`default` or a folder.")] = "default",
     train: Annotated[list[Path] | None, typer.Option(help="Candles that teach the baselines, any number.")] = None,
     since: Annotated[str | None, typer.Option(help="Score from this UTC day on.")] = None,
+    funding: Annotated[
+        list[Path] | None, typer.Option(help="Parquet file of settled funding, named after its market; any number.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write the report as a page.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -310,7 +399,9 @@ def evaluate(
     except ValueError:
         raise typer.BadParameter(f"{since!r} is not a day such as 2025-01-06", param_hint="--since") from None
     try:
-        scored = evaluation.assess([*candles, *(more or [])], artifacts.resolve(artifact), train=train, since=day)
+        scored = evaluation.assess(
+            [*candles, *(more or [])], artifacts.resolve(artifact), train=train, since=day, funding=funding
+        )
     except CandlesError as error:
         fail(str(error))
     if html:

@@ -79,7 +79,7 @@ class Committer:
             self._log.warning("outbox_bounded", messages=shed, outbox=self._store.load().rows)
 
     def _predict(self, line: Line, done: LineWork) -> None:
-        """Publish what hummingbot reads: it has one topic a market, so the first candle spec speaks, on time or not at all."""
+        """Publish what hummingbot reads. It has one topic a market: the first candle spec speaks, on time or not."""
         if next(iter(self._pipeline.markets[line.key].channels)) != line.spec.text:
             return
         for draft in done.drafts:

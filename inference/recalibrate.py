@@ -23,7 +23,8 @@ DAYS: Final = 7
 """K: days looked back over, and so the start-up cost; this and the next were chosen on the validation spans."""
 DEVIATION: Final = 0.4
 """Of the prior of scale − 1 and of shift: how far a season may reasonably lie from the artifact's own calibration."""
-_ITERATIONS: Final = 30
+_ITERATIONS: Final = 60
+_STEP_MAX: Final = 0.25  # far from its minimum Newton's method may overshoot
 _DIGITS: Final = 6  # other CPU families may sum differently in the last bits; the revision must not show it
 
 Mask = NDArray[np.bool_]
@@ -47,7 +48,7 @@ class Past(NamedTuple):
         """Keep what closed within the `days` before midnight `day_ns` and had matured by then."""
         closed = self.close_time_ns
         keep = (closed >= day_ns - days * NS_PER_DAY) & (closed + horizon_ns <= day_ns)
-        return Past(*(column[keep] for column in self))
+        return Past(*(getattr(self, name)[keep] for name in self._fields))
 
 
 def observations(close_time_ns: NDArray[np.int64], horizon_ns: int) -> int:
@@ -66,9 +67,7 @@ def revise(own: Calibration, past: Past, *, horizon_ns: int, deviation: float = 
     )
 
 
-def _probability(
-    own: Affine, p: F64, outcome: Mask, n: int, deviation: float, *, shifted: bool = True
-) -> Affine:
+def _probability(own: Affine, p: F64, outcome: Mask, n: int, deviation: float, *, shifted: bool = True) -> Affine:
     """Correct the artifact's own logit z to scale · z + shift, by Newton's method on the posterior."""
     if not n:
         return own
@@ -83,6 +82,7 @@ def _probability(
         a, b, d = float((spread * z * z).sum()) + prior, float((spread * z).sum()), float(spread.sum()) + prior
         determinant = a * d - b * b
         step = ((d * g - b * h) / determinant, (a * h - b * g) / determinant) if shifted else (g / a, 0.0)
+        step = (min(max(step[0], -_STEP_MAX), _STEP_MAX), min(max(step[1], -_STEP_MAX), _STEP_MAX))
         scale, shift = scale - step[0], shift - step[1]
         if max(map(abs, step)) < 1e-9:
             break

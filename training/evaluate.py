@@ -1,7 +1,7 @@
 """Score an artifact on candles beside baselines on the very same rows, and say what the figures mean."""
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,15 +9,19 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from feeds.market import NS_PER_S
+from feeds.market import NS_PER_DAY, NS_PER_S
 from inference import artifact as artifacts
+from inference import recalibrate
 from inference.artifact import Artifact
-from training import baselines, costs, dataset, score, trading
+from training import baselines, costs, dataset, ensemble, score, trading, unseen
+from training import funding as settlements
 from training.baselines import Linear
 from training.dataset import CandlesError, Epochs, Series
-from training.forecasts import Rows, lstm_forecast, prior_forecast, prior_of, rows_of
+from training.forecasts import Rows, calibrated, prior_forecast, prior_of, rows_of
+from training.online import online_forecast
 from training.score import Forecast, Outcome
-from training.splits import Fold, Role, cut
+from training.splits import Role, cut
+from training.unseen import Run
 
 VALIDATE_SHARE = 0.2
 """Last part of the candles given for the baselines: it stops and shrinks them."""
@@ -45,10 +49,11 @@ def evaluate(
     *,
     train: Sequence[Path] | None = None,
     since: dt.date | None = None,
+    funding: Sequence[Path] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Score an artifact on candle files; see `assess` for the arguments and errors."""
-    return assess(candles, artifact, train=train, since=since, seed=seed).result
+    return assess(candles, artifact, train=train, since=since, funding=funding, seed=seed).result
 
 
 def assess(
@@ -57,11 +62,13 @@ def assess(
     *,
     train: Sequence[Path] | None = None,
     since: dt.date | None = None,
+    funding: Sequence[Path] | None = None,
     seed: int = 0,
 ) -> Scored:
     """Score an artifact on candle files.
 
-    A file that the artifact was made from is scored only where its recipe kept candles for testing.
+    A file that the artifact was made from is scored only where its recipe kept candles for testing. The model
+    ``lstm_online`` is the same artifact under the calibration's daily revision; candles before `since` are its history.
 
     Args:
         candles: parquet files with open_time, open, high, low, close, volume, of specs the artifact serves.
@@ -69,6 +76,8 @@ def assess(
         train: candles that the prior and the baselines are fitted on; without any, the prior, EWMA and HAR that the
             artifact brings along are used, and no others.
         since: score only what closes after this UTC day has begun.
+        funding: parquet files with time and funding_rate, named after their market as the candles are; trades on a
+            market whose settlements cover the scored span are charged.
         seed: of the bootstrap and the baselines.
 
     Raises:
@@ -79,17 +88,7 @@ def assess(
     """
     loaded = artifacts.load(artifact)
     manifest, warnings = loaded.manifest, list[str]()
-    known = {entry.sha256 for entry in manifest.inputs}
-    digests = {path: dataset.sha256_of(path) for path in candles}
-    own = _own_folds(manifest.report)
-    runs = [
-        _Run(run, (own or None) if digests[path] in known else None)
-        for path in candles
-        for run in dataset.read_series(path)
-    ]
-    runs = [run for run in runs if run.series.spec in manifest.signal_horizon]
-    if not runs:
-        raise CandlesError(f"none of the candles is of a spec that {loaded.model_id} serves")
+    runs = unseen.runs_of(loaded, candles)
     epochs = _epochs(loaded, runs, since)
     series = [run.series for run in runs]
     rows = rows_of(epochs, series, manifest.signal_horizon, Role.TEST)
@@ -98,51 +97,48 @@ def assess(
     if any(run.folds is not None for run in runs):
         warnings.append("some files made the artifact: only spans its recipe kept for testing are scored")
     strange = [run.series.span for run in runs if run.folds is None]
+    own = unseen.own_folds(loaded)
     if any(start < fold.test_from_ns and fold.start_ns < end for fold in own for start, end in strange):
         warnings.append("the artifact learnt from other candles of the same time as some that are scored")
     models, more = _models(loaded, rows, epochs, series, train, seed)
     warnings += more
     result = _figures(loaded, models, rows, series, seed)
-    trades, result["trading"] = trading.follow(loaded, models["lstm"], rows, epochs, series, seed=seed)
-    result["files"] = [{"name": path.name, "sha256": digests[path]} for path in candles]
+    result["online"] = _online(epochs, rows)
+    settled = settlements.read(funding or [])
+    trades, result["trading"] = trading.follow(loaded, models["lstm"], rows, epochs, series, settled, seed=seed)
+    result["files"] = [{"name": path.name, "sha256": dataset.sha256_of(path)} for path in candles]
     result["warnings"] = warnings
-    return Scored(result, models, rows.outcome, trades, loaded, epochs.x[0])
+    return Scored(result, models, rows.outcome, trades, loaded, epochs.x[-1])
 
 
-class _Run(NamedTuple):
-    series: Series
-    folds: list[Fold] | None
-    """Cuts of the artifact's own training where the run was part of it."""
+def _epochs(artifact: Artifact, runs: Sequence[Run], since: dt.date | None) -> Epochs:
+    """Fold what is scored, and the days before that `lstm_online` looks back over."""
+    since_ns = (since - dt.date(1970, 1, 1)).days * NS_PER_DAY if since else 0
+    made = unseen.epochs_of(artifact, runs, since_ns=since_ns)
+    scored, history = made.role == Role.TEST, made.role == Role.VALIDATE
+    if not scored.any():
+        return made
+    first_ns = int(made.close_time_ns[scored].min()) - (recalibrate.DAYS + 1) * NS_PER_DAY
+    return made.part((scored | (history & (made.close_time_ns > first_ns))).any(axis=1))
 
 
-def _own_folds(report: Mapping[str, Any]) -> list[Fold]:
-    return [Fold(**fold) for fold in report.get("folds", [])]
-
-
-def _epochs(artifact: Artifact, runs: Sequence[_Run], since: dt.date | None) -> Epochs:
-    manifest = artifact.manifest
-    start = (since - dt.date(1970, 1, 1)).days * 86_400 * NS_PER_S if since else 0
-    made = dataset.epochs_of(
-        [run.series for run in runs], warmup=manifest.warmup, epoch=manifest.epoch, horizons=manifest.horizons,
-        width=manifest.barrier_width, folds=None,
-    )  # fmt: skip
-    span = max(manifest.horizons)
-    for n, index in enumerate(made.series):
-        run = runs[index]
-        made.role[n][made.close_time_ns[n] <= start] = Role.NONE
-        if run.folds is not None:
-            tested = np.zeros(made.role.shape[1], bool)
-            for fold in run.folds:
-                tested |= fold.roles(made.close_time_ns[n], label_span_ns=span * run.series.interval_ns) == Role.TEST
-            made.role[n][~tested] = Role.NONE
-    return made.part((made.role == Role.TEST).any(axis=1))
+def _online(epochs: Epochs, rows: Rows) -> dict[str, Any]:
+    """Say how much history the first scored day's revision had."""
+    first_day = int(rows.outcome.day.min())
+    history = np.unique(epochs.close_time_ns[epochs.role == Role.VALIDATE] // NS_PER_DAY)
+    found = int(((history >= first_day - recalibrate.DAYS) & (history < first_day)).sum())
+    return {"days": recalibrate.DAYS, "days_before_the_first": found}
 
 
 def _models(
     artifact: Artifact, rows: Rows, epochs: Epochs, runs: Sequence[Series], train: Sequence[Path] | None, seed: int
 ) -> tuple[dict[str, Forecast], list[str]]:
     warnings = []
-    models = {"lstm": lstm_forecast(artifact, epochs, rows)}
+    answers = ensemble.forecast(artifact.weights, epochs.x, warmup=epochs.warmup)
+    models = {
+        "lstm": calibrated(answers, artifact.manifest.calibration).at(rows),
+        "lstm_online": online_forecast(artifact, answers, epochs, runs, rows),
+    }
     if train:
         first = int(rows.outcome.close_time_ns.min())
         taught, learning = _teaching(artifact, train, first)

@@ -32,6 +32,11 @@ from training.splits import Role
 
 RANGE_QUANTILES = (0.0005, 0.9995)
 MEMBERS_FOLDER = ".members"
+DEVICES = ("cpu", "cuda", "auto")
+
+
+class DeviceError(ValueError):
+    """There is no such device to train on."""
 
 
 class Summary(NamedTuple):
@@ -43,7 +48,24 @@ class Summary(NamedTuple):
     """The report card, as in the manifest."""
 
 
-def train(candles: Sequence[Path], out: Path, recipe: Recipe, *, progress: bool = False) -> Summary:
+def device_of(name: str) -> torch.device:
+    """Return the device that `cpu`, `cuda` or `auto` means; `auto` is CUDA where there is one.
+
+    Raises:
+        DeviceError: there is no such device here.
+
+    """
+    if name not in DEVICES:
+        raise DeviceError(f"{name!r} is not one of {', '.join(DEVICES)}")
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise DeviceError("torch finds no CUDA device")
+    return torch.device("cuda" if there and name != "cpu" else "cpu")
+
+
+def train(
+    candles: Sequence[Path], out: Path, recipe: Recipe, *, device: str = "cpu", progress: bool = False
+) -> Summary:
     """Fit an artifact on candle files and write it to `out`.
 
     A member that is done is kept in `out/.members` until the artifact is written; a run that was broken off goes on
@@ -53,13 +75,16 @@ def train(candles: Sequence[Path], out: Path, recipe: Recipe, *, progress: bool 
         candles: parquet files with open_time, open, high, low, close, volume.
         out: folder of the artifact; made if missing.
         recipe: everything else that decides the result.
+        device: `cpu`, `cuda` or `auto`; only the CPU gives the same artifact each time.
         progress: show a bar on the terminal.
 
     Raises:
         CandlesError: a file cannot be used, or the candles leave nothing to train on or to validate with.
+        DeviceError: there is no such device.
 
     """
-    _settle(recipe)
+    chosen = device_of(device)
+    _settle(recipe, chosen)
     inputs = [(path, dataset.sha256_of(path)) for path in sorted(candles, key=lambda p: p.name)]
     runs = dataset.load([path for path, _ in inputs], also=recipe.resample)
     if (longest := max(map(len, runs))) < PARITY_CANDLES_MIN:
@@ -71,9 +96,9 @@ def train(candles: Sequence[Path], out: Path, recipe: Recipe, *, progress: bool 
     rows = epochs.x[:, epochs.warmup :][train_rows]
     normaliser = Normaliser.fit(rows, clip=recipe.clip)
     turned = epochs_of([dataset.mirrored(run) for run in runs], recipe) if recipe.mirror else None
-    material = Material.of(epochs, normaliser, turned)
+    material = Material.of(epochs, normaliser, turned).to(chosen)
     del turned
-    members = _members(recipe, material, out / MEMBERS_FOLDER, _identity(recipe, inputs), progress=progress)
+    members = _members(recipe, material, out / MEMBERS_FOLDER, _identity(recipe, inputs, chosen), progress=progress)
     del material
     weights = ensemble.pack(members, recipe, normaliser)
     manifest = Manifest(
@@ -151,18 +176,19 @@ def _test_card(artifact: Artifact, epochs: Epochs, runs: Sequence[Series], prior
     return card
 
 
-def _settle(recipe: Recipe) -> None:
+def _settle(recipe: Recipe, device: torch.device) -> None:
     torch.set_num_threads(recipe.threads)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(device.type == "cpu")  # CUDA's LSTM has none, and torch would refuse to run
 
 
-def _identity(recipe: Recipe, inputs: Sequence[tuple[Path, str]]) -> str:
+def _identity(recipe: Recipe, inputs: Sequence[tuple[Path, str]], device: torch.device) -> str:
     """Name what members depend on, so that a later run continues only its own."""
     what = (
         msgspec.to_builtins(recipe),
         [digest for _, digest in inputs],
         features.FEATURES_VERSION,
         str(torch.__version__),
+        device.type,
     )
     return hashlib.sha256(msgspec.json.encode(what, order="deterministic")).hexdigest()[:16]
 

@@ -4,14 +4,15 @@
 2. Shift: a model fitted to labels of other days must have no skill, and too much skill betrays the future.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training import labels
-from training.dataset import SIGMA, CandlesError, Series, fold_features
+from training.dataset import SIGMA, CandlesError, Series, fold_features, read_series
 
 Features = NDArray[np.float32]
 Compute = Callable[[Series], tuple[Features, NDArray[np.float64]]]
@@ -38,6 +39,31 @@ class Leaks(NamedTuple):
     def found(self) -> bool:
         """Whether the features know the future."""
         return self.truncation_differs > 0 or self.skill_pct > SUSPICIOUS_PCT or self.shifted_skill_pct > 1.0
+
+
+class Survey(NamedTuple):
+    """Both looks at one file, with its own features and with a leak planted in them."""
+
+    name: str
+    real: Leaks
+    planted: Leaks
+
+    @property
+    def sound(self) -> bool:
+        """Whether the features are clean and the looks would have found a leak."""
+        return self.planted.found and not self.real.found
+
+
+def survey(candles: Sequence[Path]) -> Iterator[Survey]:
+    """Look for leaks in the longest run of each file.
+
+    Raises:
+        CandlesError: a file cannot be used, or is too short.
+
+    """
+    for path in candles:
+        run = max(read_series(path), key=len)
+        yield Survey(path.name, check(run), check(run, planted))
 
 
 def check(run: Series, compute: Compute = fold_features, *, seed: int = 0) -> Leaks:

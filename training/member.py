@@ -31,6 +31,14 @@ class Material:
     validate: Targets
     warmup: int
 
+    def to(self, device: torch.device) -> "Material":
+        """Move to a device."""
+        mirrored = None if self.mirrored_x is None else self.mirrored_x.to(device)
+        return Material(
+            self.train_x.to(device), mirrored, self.train.to(device), self.validate_x.to(device),
+            self.validate.to(device), self.warmup,
+        )  # fmt: skip
+
     @classmethod
     def of(cls, epochs: Epochs, normaliser: Normaliser, mirrored: Epochs | None = None) -> "Material":
         """Normalise and sort epochs by what they are for; an epoch across a cut serves both sides with its own rows."""
@@ -60,13 +68,14 @@ class Member:
 
 
 def fit_member(recipe: Recipe, material: Material, *, seed: int, after_step: Callable[[int, int], None]) -> Member:
-    """Fit one network; `after_step(done, total)` is told about progress.
+    """Fit one network where the material lies; `after_step(done, total)` is told about progress.
 
-    The same recipe, material, seed and machine give the same weights.
+    The same recipe, material, seed and machine give the same weights on the CPU; CUDA does not promise that.
     """
+    device = material.train_x.device
     torch.manual_seed(seed)
     order = np.random.default_rng(seed)
-    network = _network(recipe, material)
+    network = _network(recipe, material).to(device)
     average = _Average(network, recipe.ema)
     decay = [p for p in network.parameters() if p.ndim > 1]
     rest = [p for p in network.parameters() if p.ndim == 1]
@@ -75,15 +84,14 @@ def fit_member(recipe: Recipe, material: Material, *, seed: int, after_step: Cal
     n = material.train_x.shape[1]
     steps = recipe.passes * math.ceil(n / recipe.batch) * math.ceil(recipe.epoch / recipe.bptt)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _pace(step / steps))
-    weights = torch.tensor([1.0, recipe.direction_weight, recipe.variance_weight])
+    weights = torch.tensor([1.0, recipe.direction_weight, recipe.variance_weight], device=device)
     best = _Best()
     done = 0
     for number in range(1, recipe.passes + 1):
         network.train()
         for lanes in _batches(order.permutation(n), recipe.batch):
-            x, targets = _lanes(
-                material, torch.from_numpy(lanes), torch.from_numpy(order.integers(0, 2, len(lanes)) > 0)
-            )
+            turn = torch.from_numpy(order.integers(0, 2, len(lanes)) > 0)
+            x, targets = _lanes(material, torch.from_numpy(lanes).to(device), turn.to(device))
             for loss in _chunks(network, x, targets, material.warmup, recipe.bptt, weights):
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -140,7 +148,7 @@ class _Best:
 
 
 def _copy(network: Network) -> Weights:
-    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+    return {name: value.detach().to("cpu", copy=True) for name, value in network.state_dict().items()}
 
 
 def _network(recipe: Recipe, material: Material) -> Network:

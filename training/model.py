@@ -87,6 +87,10 @@ class Targets:
             for a in (usable, labels.touched, labels.up, labels.log_ratio)
         ))  # fmt: skip
 
+    def to(self, device: torch.device) -> "Targets":
+        """Move to a device."""
+        return Targets(*(t.to(device) for t in (self.weight, self.touched, self.up, self.log_ratio)))
+
     def chunk(self, begin: int, end: int) -> "Targets":
         """Return a part in time."""
         return Targets(*(t[begin:end] for t in (self.weight, self.touched, self.up, self.log_ratio)))

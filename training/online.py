@@ -67,7 +67,9 @@ def calibrate(candles: Sequence[Path], artifact: Path, day: dt.date) -> Revision
             days |= set((past.close_time_ns // NS_PER_DAY).tolist())
         calibration[spec], observed[spec] = tuple(lines), tuple(counts)
     if not days:
-        raise CandlesError(f"no forecast of the {recalibrate.DAYS} days before {day} had matured, or all taught the model")
+        raise CandlesError(
+            f"no forecast of the {recalibrate.DAYS} days before {day} had matured, or all taught the model"
+        )
     return Revision(
         model=loaded.model_id, day=day, days=recalibrate.DAYS, days_found=len(days),
         series=tuple(sorted({f"{run.series.name} {run.series.spec}" for run in runs})),
@@ -113,10 +115,10 @@ def past_of(answers: Combined, epochs: Epochs, mine: NDArray[np.bool_], k: int) 
     usable = epochs.usable(Role.VALIDATE)[..., k] | epochs.usable(Role.TEST)[..., k]
     at = np.nonzero(usable & mine[:, None])
     labels = epochs.labels
-    return Past(
-        epochs.close_time_ns[at], *(answer[at][:, k] for answer in answers),
-        labels.touched[at][:, k], labels.up[at][:, k], labels.log_ratio[at][:, k].astype(np.float64),
-    )  # fmt: skip
+    p_touch, p_up, log_ratio = (answer[at][:, k] for answer in answers)
+    touched, up = (array[at][:, k] for array in (labels.touched, labels.up))
+    realised = labels.log_ratio[at][:, k].astype(np.float64)
+    return Past(epochs.close_time_ns[at], p_touch, p_up, log_ratio, touched, up, realised)
 
 
 def _recent(run: Run, day_ns: int, fold: int) -> Run:

@@ -14,14 +14,15 @@ from training.costs import Trades
 from training.ensemble import forecast
 from training.evaluate import Scored
 
-WIDTH, HEIGHT, EDGE = 460, 260, 44
+WIDTH, HEIGHT, EDGE, TOP, BOTTOM = 460, 230, 60, 16, 26
 STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:980px;margin:2em auto;padding:0 1em;color:#222}"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}"
     "table{border-collapse:collapse;margin:1em 0}"
-    "td,th{padding:.25em .7em;border-bottom:1px solid #ddd;text-align:right}"
-    "td:first-child,th:first-child{text-align:left}figure{display:inline-block;margin:.5em}"
+    "td,th{padding:.25em .5em;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}"
+    "td:first-child,th:first-child{text-align:left}figure{display:inline-block;margin:.5em;vertical-align:top}"
     "figcaption{font-size:13px;color:#555;max-width:460px}.word{font-weight:600}"
 )
+BLUE, ORANGE, GREY = "#06c", "#d60", "#999"
 EXPLAINED = "Skill is per cent of the class prior's log loss; intervals are 95 %, from resampling whole days."
 Points = Sequence[tuple[float, float]]
 
@@ -41,7 +42,7 @@ def page(scored: Scored) -> str:
         "<h2>Are the probabilities true?</h2>",
         _reliability(scored),
         "<h2>Trading it</h2>",
-        _equity(scored.trades),
+        _equity(scored.trades, result["trading"]),
         "<h2>What the model remembers, and what it looks at</h2>",
         _memory(scored),
         _importance(scored.artifact, scored.sample),
@@ -105,25 +106,31 @@ class _Frame:
         (x0, x1), (y0, y1) = self.x, self.y
         return (
             f"{EDGE + (x - x0) / (x1 - x0) * (WIDTH - 2 * EDGE):.1f},"
-            f"{HEIGHT - EDGE - (y - y0) / (y1 - y0) * (HEIGHT - 2 * EDGE):.1f}"
+            f"{HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - BOTTOM - TOP):.1f}"
         )
 
     def line(self, points: Points, colour: str, dash: str = "") -> str:
         path = " ".join(self.at(x, y) for x, y in points)
         return f'<polyline fill="none" stroke="{colour}" stroke-dasharray="{dash}" points="{path}"/>'
 
-    def figure(self, marks: Sequence[str], caption: str) -> str:
+    def figure(self, marks: Sequence[str], caption: str, ticks: Sequence[tuple[float, str]] | None = None) -> str:
+        """Draw the axes around marks; `ticks` replace the numbers at the ends of the lower one."""
         (x0, x1), (y0, y1) = self.x, self.y
+        below = [(x0, _number(x0)), (x1, _number(x1))] if ticks is None else ticks
         axes = self.line([(x0, y1), (x0, y0), (x1, y0)], "#888")
         labels = "".join(
-            f'<text x="{px}" y="{py}" font-size="11" text-anchor="{anchor}">{value:.3g}</text>'
-            for px, py, anchor, value in (
-                (EDGE, HEIGHT - EDGE + 16, "middle", x0), (WIDTH - EDGE, HEIGHT - EDGE + 16, "middle", x1),
-                (EDGE - 6, HEIGHT - EDGE, "end", y0), (EDGE - 6, EDGE + 4, "end", y1),
+            f'<text x="{px}" y="{py}" font-size="11" text-anchor="{anchor}">{html.escape(text)}</text>'
+            for px, py, anchor, text in (
+                *((self.at(x, y0).split(",")[0], HEIGHT - BOTTOM + 16, "middle", text) for x, text in below),
+                (EDGE - 6, HEIGHT - BOTTOM, "end", _number(y0)), (EDGE - 6, TOP + 4, "end", _number(y1)),
             )
         )  # fmt: skip
         svg = f'<svg width="{WIDTH}" height="{HEIGHT}" role="img">{axes}{labels}{"".join(marks)}</svg>'
         return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _widened(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -132,20 +139,21 @@ def _widened(bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 def _reliability(scored: Scored) -> str:
-    lstm, outcome = scored.models["lstm"], scored.outcome
-    assert lstm.p_touch is not None
-    assert lstm.p_up is not None
-    hit = outcome.touched
+    hit = scored.outcome.touched
+    every = np.ones(len(hit), bool)
     plots = []
-    for caption, p, happened in (
-        ("Touch: observed share against predicted probability; dashed is perfect.", lstm.p_touch, hit),
-        ("Direction given a touch.", lstm.p_up[hit], outcome.up[hit]),
+    for caption, name, rows, happened in (
+        ("Touch: observed share against predicted probability.", "p_touch", every, hit),
+        ("Direction given a touch.", "p_up", hit, scored.outcome.up),
     ):
-        points = [(b.predicted, b.observed) for b in metrics.reliability(p, happened)]
-        low, high = min(map(min, points)), max(map(max, points))
+        curves = []
+        for model, colour in (("lstm", BLUE), ("lstm_online", ORANGE)):
+            points = metrics.reliability(getattr(scored.models[model], name)[rows], happened[rows])
+            curves.append(([(b.predicted, b.observed) for b in points], colour))
+        low, high = (edge(edge(point) for points, _ in curves for point in points) for edge in (min, max))
         frame = _Frame((low, high), (low, high))
-        marks = [frame.line(points, "#06c"), frame.line([(low, low), (high, high)], "#999", "4")]
-        plots.append(frame.figure(marks, caption))
+        marks = [frame.line([(low, low), (high, high)], GREY, "4"), *(frame.line(*curve) for curve in curves)]
+        plots.append(frame.figure(marks, f"{caption} Blue: lstm, orange: lstm_online, dashed: perfect."))
     return "".join(plots)
 
 
@@ -156,22 +164,30 @@ def _intervals(caption: str, groups: dict[str, Any]) -> str:
         return f"<p>{html.escape(caption)}: too few days for intervals.</p>"
     lows, highs = [f["lo"] for _, f in figures], [f["hi"] for _, f in figures]
     frame = _Frame((-0.5, len(figures) - 0.5), (min(0.0, *lows), max(0.0, *highs)))
-    marks = [frame.line([(-0.5, 0), (len(figures) - 0.5, 0)], "#999", "4")]
+    marks = [frame.line([(-0.5, 0), (len(figures) - 0.5, 0)], GREY, "4")]
     for i, (name, figure) in enumerate(figures):
         x, y = frame.at(i, figure["value"]).split(",")
-        marks.append(frame.line([(i, figure["lo"]), (i, figure["hi"])], "#06c"))
-        marks.append(f'<circle cx="{x}" cy="{y}" r="3" fill="#06c"><title>{html.escape(name)}</title></circle>')
-    names = ", ".join(name for name, _ in figures)
-    return frame.figure(marks, f"{caption}, with 95 % intervals; from the left: {names}")
+        marks.append(frame.line([(i, figure["lo"]), (i, figure["hi"])], BLUE))
+        marks.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{BLUE}"><title>{html.escape(name)}</title></circle>')
+    names = ", ".join(f"{i} {name}" for i, (name, _) in enumerate(figures, 1))
+    ticks = [(i - 1.0, str(i)) for i in range(1, len(figures) + 1)]
+    return frame.figure(marks, f"{caption}, with 95 % intervals: {names}", ticks)
 
 
-def _equity(trades: Trades | None) -> str:
+def _equity(trades: Trades | None, figures: dict[str, Any]) -> str:
     if trades is None or not len(trades.net_bps):
         return "<p>No expected move paid the round trip, so there is no trade and no curve.</p>"
-    net, gross = np.cumsum(trades.net_bps), np.cumsum(trades.gross_bps)
-    frame = _Frame((0, len(net)), (min(0.0, net.min(), gross.min()), max(0.0, net.max(), gross.max())))
-    marks = [frame.line(list(enumerate(gross.tolist())), "#999"), frame.line(list(enumerate(net.tolist())), "#06c")]
-    return frame.figure(marks, "Sum of bps over trades that do not overlap: grey before costs, blue after.")
+    net, gross = (np.cumsum(np.concatenate(([0.0], bps))) for bps in (trades.net_bps, trades.gross_bps))
+    last = len(net) - 1
+    frame = _Frame((0, last), (min(net.min(), gross.min()), max(net.max(), gross.max())))
+    marks = [frame.line([(0, 0.0), (last, 0.0)], GREY, "4")]
+    marks += [frame.line(list(enumerate(curve.tolist())), colour) for curve, colour in ((gross, GREY), (net, BLUE))]
+    said = (
+        f"{figures['trades']} trades that do not overlap, entered one candle late; a round trip costs "
+        f"{figures['round_trip_bps']:g} bps. Funding: {figures['funding']}."
+    )
+    drawn = frame.figure(marks, "Sum of bps, trade by trade: grey before costs, blue after.")
+    return f"<p>{html.escape(said)} Mean net, bps: {score.text(figures['net_bps_mean'], 1)}.</p>{drawn}"
 
 
 def _memory(scored: Scored) -> str:
@@ -179,10 +195,14 @@ def _memory(scored: Scored) -> str:
     share = (np.arange(len(lives)) + 1) / len(lives)
     points = list(zip(np.log10(np.clip(lives, 0.1, 1e4)).tolist(), share.tolist(), strict=True))
     frame = _Frame((points[0][0], points[-1][0]), (0.0, 1.0))
+    decades = range(int(np.ceil(points[0][0])), int(points[-1][0]) + 1)
+    ends = [(x, f"{10**x:.2g}") for x in (points[0][0], points[-1][0])]
+    inner = [(float(n), f"{10.0**n:g}") for n in decades if min(abs(n - x) for x, _ in ends) > 0.15]
     return frame.figure(
-        [frame.line(points, "#06c")],
+        [frame.line(points, BLUE)],
         "Half-life of the units' memory, from their mean forget gate over one epoch: share of units below, against "
-        "log10 candles.",
+        "candles on a logarithmic scale.",
+        ends + inner,
     )
 
 

@@ -24,12 +24,13 @@ class Set(NamedTuple):
     name: str
     files: str
     since: dt.date
+    funding: str
 
 
 SETS = (
-    Set("Binance 1m, 2025-06", "binance_um/*_1m_2025-05_*.parquet", dt.date(2025, 6, 11)),
-    Set("Bybit 5m, 2026-01", "bybit_linear/*_5m_*.parquet", dt.date(2025, 12, 30)),
-    Set("BitMEX 1m, 2021", "bitmex/*.parquet", dt.date(2021, 1, 1)),
+    Set("Binance 1m, 2025-06", "binance_um/*_1m_2025-05_*.parquet", dt.date(2025, 6, 11), "binance_um/*funding*"),
+    Set("Bybit 5m, 2026-01", "bybit_linear/*_5m_*.parquet", dt.date(2025, 12, 30), "bybit_linear/*funding*"),
+    Set("BitMEX 1m, 2021", "bitmex/*_1m_*.parquet", dt.date(2021, 1, 1), "bitmex/*funding*"),
 )
 
 
@@ -59,14 +60,16 @@ def main(data: Path, out: Path, artifact: Path) -> None:
         if not files:
             print(f"no candles {chosen.files} in {data}", file=sys.stderr)
             continue
-        scored = evaluate.assess(files, artifact, train=files, since=chosen.since)
+        funding = sorted(data.glob(chosen.funding))
+        scored = evaluate.assess(files, artifact, train=files, since=chosen.since, funding=funding)
         stem = chosen.name.replace(" ", "-").replace(",", "").lower()
         (out / f"{stem}.json").write_bytes(msgspec.json.format(msgspec.json.encode(scored.result)))
         (out / f"{stem}.html").write_text(report.page(scored), encoding="utf-8")
         print(f"\n{chosen.name}: {scored.result['rows']} candles of {scored.result['days']} days\n")
         print(f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}")
         print("\n".join(rows(scored.result)))
-        print(f"\nTrading: {scored.result['trading']['verdict']}", flush=True)
+        trading = scored.result["trading"]
+        print(f"\nTrading: {trading['trades']} trades, {trading['verdict']}; funding {trading['funding']}", flush=True)
     gain = limits.planted(synthetic.PLANTED)
     print(
         f"\nPlanted regimes: {100 * gain.recovered:.1f} % of the best possible log-loss gain ({gain.optimal:.3f} nats)"

@@ -50,7 +50,7 @@ def epochs_of(artifact: Artifact, runs: Sequence[Run], *, since_ns: int) -> Epoc
     """Fold runs into epochs as they are served.
 
     What closes after `since_ns` gets the role TEST, what lies before VALIDATE: forecasts that may calibrate. Of runs
-    that made the artifact, rows that it learnt from get none, and rows that chose or calibrated it do no more again.
+    that made the artifact, rows that taught it get none, and rows that chose or calibrated it are VALIDATE.
     """
     manifest = artifact.manifest
     made = dataset.epochs_of(

@@ -17,6 +17,7 @@ from daemon import topics
 from daemon.mqtt import BrokerError, MqttLink
 from feeds.emulator.server import Emulator
 from feeds.emulator.sources import tape_of_trades
+from tests.daemon import brokers
 from tests.daemon.tapes import APE, ape_trades
 
 WAIT_S = 180
@@ -173,6 +174,10 @@ class Follower:
         if not context.get("replayed") and seq not in order:
             order.append(seq)
 
+    def of(self, topic: str) -> list[bytes]:
+        """Return the payloads of a topic as they came."""
+        return [payload for name, payload in self.raw if name == topic]
+
     def count(self, spec: str = "1m") -> int:
         return len(self.signals.get(spec, {}))
 
@@ -184,6 +189,7 @@ async def following(url: str, *filters: str) -> AsyncIterator[Follower]:
     async with asyncio.TaskGroup() as group:
         task = group.create_task(follower.run())
         try:
+            await brokers.until(lambda: follower.connections > 0)
             yield follower
         finally:
             task.cancel()

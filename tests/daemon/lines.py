@@ -83,5 +83,6 @@ def messages(work: LineWork) -> list[Signal | Void]:
 
 def decoded(identity: bytes) -> Signal | Void:
     whole = identity[:-1] + b',"context":{}}'
-    kind = msgspec.json.decode(identity)["kind"]
-    return msgspec.json.decode(whole, type=Signal if kind == "signal" else Void, strict=True)
+    if msgspec.json.decode(identity)["kind"] == "signal":
+        return msgspec.json.decode(whole, type=Signal, strict=True)
+    return msgspec.json.decode(whole, type=Void, strict=True)

@@ -149,3 +149,28 @@ def test_evaluate_refuses_what_is_no_day_and_no_candles(tmp_path: pathlib.Path) 
     done = lstmd("evaluate", "--candles", str(tmp_path / "x.parquet"))
     assert done.returncode == 1
     assert done.stderr.startswith("lstmd: ")
+
+
+def test_calibrate_writes_the_revision_it_prints(tmp_path: pathlib.Path) -> None:
+    candles = str(shared("ohlcv/bybit_linear/BTCUSDT_5m_2025-09_2026-01.parquet"))
+    out = tmp_path / "revision.json"
+    done = lstmd("calibrate", "--candles", candles, "--day", "2026-01-10", "--out", str(out), "--json")
+    assert done.returncode == 0, done.stderr
+    revision = json.loads(done.stdout)
+    assert revision == json.loads(out.read_text())
+    assert (revision["day"], revision["days"], revision["days_found"]) == ("2026-01-10", 7, 7)
+    assert len(revision["calibration"]["5m"]) == 4
+    assert lstmd("calibrate", "--candles", candles, "--day", "soon").returncode == 2
+    assert "closed in the 7 days before" in lstmd("calibrate", "--candles", candles, "--day", "2027-01-01").stderr
+
+
+def test_train_looks_for_leaks_when_asked(tmp_path: pathlib.Path) -> None:
+    candles = str(shared("ohlcv/binance_um/BTCUSDT_1m_2025-05_2025-06.parquet"))
+    done = lstmd("train", "--candles", candles, "--check-leaks", "--json")
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)
+    assert found["sound"]
+    assert found["real"]["truncation_differs"] == 0
+    assert found["planted"]["skill_pct"] > 20
+    assert lstmd("train", "--candles", candles).returncode == 2
+    assert lstmd("train", "--candles", candles, "--out", str(tmp_path), "--device", "abacus").returncode == 2

@@ -26,7 +26,7 @@ from tests.daemon.lines import small_artifact
 
 BEGIN_MS = 1_736_121_600_000  # 2025-01-06
 HOUR_MS = 3_600_000
-WAIT_S = 15
+WAIT_S = 90
 MODEL = Model(small_artifact("1m", "5s"), Rules())
 
 

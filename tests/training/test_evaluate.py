@@ -51,18 +51,18 @@ def scored(fresh: Path, taught: Path, model: Path) -> evaluate.Scored:
 
 def test_the_planted_regimes_are_found_and_the_baselines_stand_beside(scored: evaluate.Scored) -> None:
     skills = scored.result["log_loss_skill_pct"]
-    assert set(skills) == {"lstm", "logistic", "lightgbm", "lightgbm_shrunk"}
+    assert set(skills) == {"lstm", "lstm_online", "logistic", "lightgbm", "lightgbm_shrunk"}
     assert all(figure["lo"] < figure["value"] < figure["hi"] for figure in skills.values())
     assert skills["lstm"]["lo"] > 0
-    assert set(scored.result["variance_r2"]) == {"lstm", "lightgbm", "lightgbm_shrunk", "har", "ewma"}
+    assert set(scored.result["variance_r2"]) == {"lstm", "lstm_online", "lightgbm", "lightgbm_shrunk", "har", "ewma"}
     assert scored.result["verdict"]["direction"] == "skill above the prior"
     assert json.loads(json.dumps(scored.result, allow_nan=False))["rows"] == len(scored.outcome)
 
 
 def test_without_candles_to_fit_on_the_artifact_brings_its_own_baselines(fresh: Path, model: Path) -> None:
     result = evaluate.evaluate([fresh], model)
-    assert set(result["log_loss_skill_pct"]) == {"lstm"}
-    assert set(result["variance_r2"]) == {"lstm", "har", "ewma"}
+    assert set(result["log_loss_skill_pct"]) == {"lstm", "lstm_online"}
+    assert set(result["variance_r2"]) == {"lstm", "lstm_online", "har", "ewma"}
 
 
 def test_what_the_artifact_learnt_from_is_not_scored(taught: Path, model: Path) -> None:
@@ -78,6 +78,8 @@ def test_what_the_artifact_learnt_from_is_not_scored(taught: Path, model: Path) 
 def test_since_leaves_out_what_closed_before(fresh: Path, model: Path) -> None:
     result = evaluate.evaluate([fresh], model, since=dt.date(2025, 1, 20))
     assert result["from"] == "2025-01-20"
+    assert result["online"] == {"days": 7, "days_before_the_first": 2}
+    assert evaluate.evaluate([fresh], model)["online"]["days_before_the_first"] == 0
 
 
 def test_baselines_of_later_candles_are_pointed_out(fresh: Path, folder: Path, model: Path) -> None:
@@ -125,6 +127,6 @@ def test_the_page_stands_alone(scored: evaluate.Scored) -> None:
 def test_the_table_has_a_line_for_each_model(scored: evaluate.Scored) -> None:
     lines = list(table.rows(scored.result))
     assert [line.split(" | ")[0] for line in lines] == [
-        "| ewma", "| har", "| lightgbm", "| lightgbm_shrunk", "| logistic", "| lstm",
+        "| ewma", "| har", "| lightgbm", "| lightgbm_shrunk", "| logistic", "| lstm", "| lstm_online",
     ]  # fmt: skip
     assert {line.count("|") for line in lines} == {len(table.HEADS) + 1}

@@ -4,6 +4,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from inference import artifact as artifacts
 from tests.training.test_dataset import write
@@ -93,6 +94,22 @@ def test_a_random_walk_teaches_no_direction(tmp_path: Path) -> None:
     walk = write(tmp_path / "walk.parquet", synthetic.market(synthetic.RANDOM_WALK, 20_000, seed=3))
     report = fit.train([walk], tmp_path / "out", TINY).report
     assert report["test"]["all"]["direction_skill_pct"]["value"] < 0.5
+
+
+def test_a_device_that_is_not_there_is_refused(candles: list[Path], tmp_path: Path) -> None:
+    assert fit.device_of("cpu") == torch.device("cpu")
+    assert fit.device_of("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(fit.DeviceError, match="abacus"):
+        fit.train(candles, tmp_path / "out", TINY, device="abacus")
+    if not torch.cuda.is_available():
+        with pytest.raises(fit.DeviceError, match="no CUDA"):
+            fit.device_of("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_cuda_learns_what_is_planted_too(candles: list[Path], tmp_path: Path) -> None:
+    report = fit.train(candles, tmp_path / "out", TINY, device="cuda").report
+    assert report["test"]["all"]["log_loss_skill_pct"]["value"] > 3
 
 
 def test_the_default_recipe_loads_and_a_wrong_one_names_its_key(tmp_path: Path) -> None:

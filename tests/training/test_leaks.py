@@ -24,6 +24,15 @@ def test_a_planted_leak_is_found_both_ways(run: Series) -> None:
     assert result.found
 
 
+def test_a_survey_says_so_for_each_file() -> None:
+    files = [shared(f"ohlcv/binance_um/{name}_2023-07_2023-08.parquet") for name in ("USDCUSDT_1m", "DASHUSDT_1m")]
+    found = list(leaks.survey(files))
+    assert [one.name for one in found] == [file.name for file in files]
+    assert all(one.sound for one in found)
+    assert not found[0]._replace(real=found[0].planted).sound
+    assert not found[0]._replace(planted=found[0].real).sound
+
+
 def test_too_few_candles_are_refused(run: Series) -> None:
     with pytest.raises(CandlesError, match="in a row"):
         leaks.check(run.rows(slice(0, 1000)))
