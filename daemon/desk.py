@@ -358,6 +358,13 @@ class Desk:
     def _wire_of(self, market: MarketPipeline) -> Wire | None:
         return next((wire for wire in self._wires if market in wire.markets), None)
 
+    @property
+    def awaited(self) -> list[Market]:
+        """Markets that the configuration names and that are not taken up yet; the exchange knows all but their names."""
+        taken = {pipeline.market.symbol for pipeline in self.markets}
+        named = [s for s in self.feed.symbols if s != "all" and not set("*?[") & set(s) and s not in taken]
+        return [Market(exchange=self.exchange, symbol=s, native="", price_decimals=0, size_decimals=0) for s in named]
+
     def availability(self, market: MarketPipeline) -> tuple[AvailabilityState, str]:
         """Say whether a market's signals can be relied on, and why not."""
         wire = self._wire_of(market)

@@ -62,6 +62,8 @@ class Reporter:
             for desk in self._desks:
                 for pipeline in desk.markets:
                     self._say(pipeline.market, *desk.availability(pipeline))
+                for market in desk.awaited:
+                    self._say(market, "stale", desk.reason)
             if now_s >= health_s:
                 health_s = now_s + HEALTH_S
                 self._publisher.retain(f"{self._base}/health", topics.encode(self.health()))

@@ -161,10 +161,9 @@ def test_calibrate_writes_the_revision_it_prints(tmp_path: pathlib.Path) -> None
     assert (revision["day"], revision["days"], revision["days_found"]) == ("2026-01-10", 7, 7)
     assert len(revision["calibration"]["5m"]) == 4
     assert lstmd("calibrate", "--candles", candles, "--day", "soon").returncode == 2
-    assert "closed in the 7 days before" in lstmd("calibrate", "--candles", candles, "--day", "2027-01-01").stderr
 
 
-def test_train_looks_for_leaks_when_asked(tmp_path: pathlib.Path) -> None:
+def test_train_looks_for_leaks_when_asked() -> None:
     candles = str(shared("ohlcv/binance_um/BTCUSDT_1m_2025-05_2025-06.parquet"))
     done = lstmd("train", "--candles", candles, "--check-leaks", "--json")
     assert done.returncode == 0, done.stderr
@@ -173,4 +172,3 @@ def test_train_looks_for_leaks_when_asked(tmp_path: pathlib.Path) -> None:
     assert found["real"]["truncation_differs"] == 0
     assert found["planted"]["skill_pct"] > 20
     assert lstmd("train", "--candles", candles).returncode == 2
-    assert lstmd("train", "--candles", candles, "--out", str(tmp_path), "--device", "abacus").returncode == 2

@@ -89,6 +89,16 @@ def test_counters_follow_the_totals_that_others_keep(parts: Parts) -> None:
     assert (told["trades_next"], told["trades_duplicate"], told["candle_mismatches"]) == (7, 3, 1)
 
 
+async def test_a_market_that_waits_for_its_exchange_is_stale_with_the_reason(parts: Parts) -> None:
+    parts.desk.markets.clear()
+    task = asyncio.create_task(parts.reporter.run())
+    await until(lambda: AVAILABILITY in parts.publisher._retained)
+    task.cancel()
+    said = msgspec.json.decode(parts.said(AVAILABILITY), type=Availability, strict=True)
+    assert (said.symbol, said.state, said.reason) == (MARKET.symbol, "stale", parts.desk.reason)
+    assert said.reason
+
+
 async def test_availability_is_said_on_change_and_dated_by_its_state(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
