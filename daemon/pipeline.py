@@ -213,7 +213,7 @@ class Pipeline:
     def live(self) -> list[tuple[str, Live]]:
         """Answer what the signals would be now, for the markets that moved since the last call: topic and payload."""
         questions: list[Peek] = []
-        asked: list[tuple[MarketPipeline, Line, Candle]] = []
+        asked: list[tuple[MarketPipeline, Channel, Candle]] = []
         for key in self._moved:
             pipeline = self.markets[key]
             for channel in pipeline.channels.values():
@@ -222,15 +222,16 @@ class Pipeline:
                     continue
                 charge = pipeline.funding.charge(forming.close_time_ns, line.engine.horizon * line.spec.interval_ns)
                 questions.append(Peek(line.engine, forming, charge or 0.0))
-                asked.append((pipeline, line, forming))
+                asked.append((pipeline, channel, forming))
         self._moved.clear()
         answers = []
-        for (pipeline, line, forming), decision in zip(asked, peek(questions), strict=True):
-            topic = topics.spec_topic(self.base_topic, line.market, line.spec, "live")
-            answers.append((topic, self._live(pipeline, line, forming, decision)))
+        for (pipeline, channel, forming), decision in zip(asked, peek(questions), strict=True):
+            topic = topics.spec_topic(self.base_topic, pipeline.market, channel.line.spec, "live")
+            answers.append((topic, self._live(pipeline, channel, forming, decision)))
         return answers
 
-    def _live(self, pipeline: MarketPipeline, line: Line, forming: Candle, decision: Decision) -> Live:
+    def _live(self, pipeline: MarketPipeline, channel: Channel, forming: Candle, decision: Decision) -> Live:
+        line = channel.line
         return Live(
             seq=forming.seq,
             exchange=line.market.exchange,
@@ -239,6 +240,7 @@ class Pipeline:
             model=self.model.id,
             event_time=topics.rfc3339(pipeline.clock.now_ns),
             close_time=topics.rfc3339(forming.close_time_ns) if line.spec.by_time else None,
+            complete=channel.closer.complete,
             side=decision.side,
             p_short=decision.p_short,
             p_flat=decision.p_flat,

@@ -114,6 +114,8 @@ class Live(msgspec.Struct, kw_only=True):
     event_time: str
     close_time: str | None
     """When the candle will close; null for candles that do not close by time."""
+    complete: bool
+    """Whether every trade of the candle so far was seen; not so just after a start or an outage."""
     side: Side
     p_short: float
     p_flat: float

@@ -48,6 +48,11 @@ class Closer:
         """Trades that came after their candle had closed."""
         return self._builder.late if isinstance(self._builder, TimeCandles) else 0
 
+    @property
+    def complete(self) -> bool:
+        """Whether every trade of the forming candle so far was seen."""
+        return self._builder.complete and not self._unsure if isinstance(self._builder, TimeCandles) else True
+
     def forming(self) -> Candle | None:
         """Read the forming candle, as far as it was seen."""
         return self._builder.forming()

@@ -46,6 +46,8 @@ class Summary(NamedTuple):
     model_id: str
     report: dict[str, Any]
     """The report card, as in the manifest."""
+    artifact: Artifact
+    """What was written. Whether it may be served is for `inference.artifact.load` to say, by its parity."""
 
 
 def device_of(name: str) -> torch.device:
@@ -126,7 +128,7 @@ def train(
     for file in (out / MEMBERS_FOLDER).glob("*"):
         file.unlink()
     (out / MEMBERS_FOLDER).rmdir()
-    return Summary(out, sealed.model_id, report)
+    return Summary(out, sealed.model_id, report, sealed)
 
 
 def epochs_of(runs: Sequence[Series], recipe: Recipe) -> Epochs:

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inference import artifact as artifacts
 from training import dataset, evaluate, fit, metrics, synthetic
 from training.dataset import Series
 from training.forecasts import lstm_forecast, prior_forecast, prior_of, rows_of
@@ -53,8 +52,8 @@ def planted(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         runs = [synthetic.market(regimes, candles, seed=seed + i, name=f"m{i}") for i in range(markets)]
-        made = fit.train([write(run, folder / f"{run.name}.parquet") for run in runs], folder / "made", recipe)
-        artifact = artifacts.load(made.folder)
+        files = [write(run, folder / f"{run.name}.parquet") for run in runs]
+        artifact = fit.train(files, folder / "made", recipe).artifact  # scored in torch: it need not be fit to serve
     fresh = synthetic.market(regimes, candles, seed=seed + markets)
     epochs = dataset.epochs_of(
         [fresh],
