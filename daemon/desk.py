@@ -360,7 +360,7 @@ class Desk:
 
     @property
     def awaited(self) -> list[Market]:
-        """Markets that the configuration names and that are not taken up yet; the exchange knows all but their names."""
+        """Markets that the configuration names and that are not taken up yet; only their names are known."""
         taken = {pipeline.market.symbol for pipeline in self.markets}
         named = [s for s in self.feed.symbols if s != "all" and not set("*?[") & set(s) and s not in taken]
         return [Market(exchange=self.exchange, symbol=s, native="", price_decimals=0, size_decimals=0) for s in named]

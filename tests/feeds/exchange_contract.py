@@ -1,5 +1,6 @@
 """What every exchange codec must pass: subclass `CodecContract` beside the codec's own tests."""
 
+import abc
 import json
 import math
 from collections.abc import Iterator
@@ -81,17 +82,18 @@ def with_news(node: Any) -> Any:
     return [with_news(v) for v in node] if isinstance(node, list) else node
 
 
-class CodecContract:
+class CodecContract(abc.ABC):
+    @abc.abstractmethod
     def codec(self) -> Codec:
-        raise NotImplementedError
+        """The codec of one market with 1m klines."""
 
+    @abc.abstractmethod
     def frames(self) -> list[str]:
         """Pushes of `codec`'s streams, each of which yields at least one market event."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def stranger(self) -> Codec:
         """A codec that did not ask for what is in `frames`."""
-        raise NotImplementedError
 
     def test_good_frames_are_understood_as_text_and_as_bytes(self) -> None:
         codec = self.codec()
