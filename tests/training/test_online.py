@@ -14,7 +14,7 @@ from tests.training.test_dataset import write
 from training import ensemble, online, synthetic, unseen
 from training.dataset import CandlesError, Epochs, Series
 from training.forecasts import Rows, calibrated, rows_of
-from training.splits import Role
+from training.splits import Fold, Role
 
 FOLDER = artifacts.resolve("default")
 
@@ -91,7 +91,7 @@ def test_the_first_day_is_under_the_own_calibration(
 
 def test_candles_that_taught_do_not_calibrate(model: Artifact, run: Series) -> None:
     start, end = run.span
-    folds = [unseen.Fold(start, start + 3 * NS_PER_DAY, start + 6 * NS_PER_DAY, end)]
+    folds = [Fold(start, start + 3 * NS_PER_DAY, start + 6 * NS_PER_DAY, end)]
     roles = unseen.epochs_of(model, [unseen.Run(run, folds)], since_ns=0)
     closed = roles.close_time_ns
     assert not roles.role[closed <= start + 3 * NS_PER_DAY].any()
