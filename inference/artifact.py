@@ -23,7 +23,7 @@ from inference.lstm import F32, F64, HEADS, Weights, combine
 FORMAT: Final = 2
 PARITY_CANDLES_MIN: Final = 10_000
 PARITY_MAX_ABS: Final = 1e-5
-"""Of raw outputs."""
+"""Of raw outputs and of h; of c it is the greatest difference over max(1, |c|)."""
 FILE_BYTES_MAX: Final = 256 * 2**20
 """Of either file; what is larger is no artifact of ours."""
 MODEL_FILE: Final = "model.safetensors"
@@ -104,8 +104,8 @@ class TrainingInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Measured agreement of what is served with what was trained, over whole folds of W + E candles from zero.
 
-    Raw outputs must agree with `torch.nn.LSTM` within `PARITY_MAX_ABS`; h and c are stated. The cell state grows beyond
-    float32's power to say it so finely (at 90 its values lie 7.6e-6 apart), so its difference is over max(1, |c|).
+    Raw outputs and h must agree with `torch.nn.LSTM` within `PARITY_MAX_ABS`. The cell state grows beyond float32's
+    power to say it so finely (at 90 its values lie 7.6e-6 apart), so c must agree within that times max(1, |c|).
     """
 
     candles: int
@@ -337,5 +337,9 @@ def _disparity(parity: Parity | None) -> Iterator[str]:
         yield f"parity was measured over {parity.candles} candles; {PARITY_CANDLES_MIN} are required"
     elif not 0.0 <= parity.step_vs_torch_max_abs <= PARITY_MAX_ABS:
         yield f"step differs from torch by {parity.step_vs_torch_max_abs:g}; at most {PARITY_MAX_ABS:g} is allowed"
+    elif not 0.0 <= parity.h_max_abs <= PARITY_MAX_ABS:
+        yield f"h differs from torch by {parity.h_max_abs:g}; at most {PARITY_MAX_ABS:g} is allowed"
+    elif not 0.0 <= parity.c_max_scaled <= PARITY_MAX_ABS:
+        yield f"c differs from torch by {parity.c_max_scaled:g} × max(1, |c|); at most {PARITY_MAX_ABS:g} is allowed"
     elif parity.features_max_abs != 0.0:
         yield f"streamed features differ from the training set's by {parity.features_max_abs:g}"

@@ -146,7 +146,7 @@ def _complaints(
 
 def _parity(found: Parity) -> Parity:
     """Let through what agrees with the network itself."""
-    worst = found.step_vs_torch_max_abs
+    worst = max(found.step_vs_torch_max_abs, found.h_max_abs, found.c_max_scaled)
     if not worst <= PARITY_MAX_ABS:
         raise ModelError(f"the served step differs from the network by {worst:.2g}; at most {PARITY_MAX_ABS:g} will do")
     return found

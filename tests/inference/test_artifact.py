@@ -75,6 +75,8 @@ def refused(folder: Path) -> str:
         ({"parity": None}, "no measured parity"),
         ({"parity": replace(PARITY, candles=9_999)}, "9999 candles"),
         ({"parity": replace(PARITY, step_vs_torch_max_abs=2e-5)}, "step differs from torch"),
+        ({"parity": replace(PARITY, h_max_abs=2e-5)}, "h differs from torch"),
+        ({"parity": replace(PARITY, c_max_scaled=2e-5)}, "c differs from torch"),
         ({"parity": replace(PARITY, features_max_abs=1e-7)}, "streamed features"),
         ({"features": artifact.FeatureSet(version="other")}, "features other"),
         ({"features": artifact.FeatureSet(names=FEATURES[::-1])}, "features"),
