@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  $(PIP) install -q --only-binary :all: $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') \
 	    'torch==$(TORCH)+cpu' -c constraints.txt 2>/dev/null \
 	  || echo 'no CPU build of torch to be had: the ordinary one it is; TORCH_INDEX=… names an index of CPU builds'; fi
-	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	$(PIP) install -q -c constraints.txt -e '.[dev,evaluate]'
 	$(BIN)/lstmd doctor
 	@touch $@
 
@@ -57,7 +57,6 @@ DATA ?= ../shared/data/ohlcv
 OUT ?= build/evaluation
 
 evaluate: install
-	$(PIP) install -q -c constraints.txt -e '.[dev,evaluate]'
 	$(BIN)/python -m training.table $(DATA) $(OUT)
 
 # The same recipe, candles and machine give the same bytes. It takes hours; broken off, it goes on with the members it has.
