@@ -263,7 +263,9 @@ def _instant_ns(text: str, option: str) -> int:
 
 @app.command()
 def train(
-    candles: Annotated[list[Path], typer.Option("--candles", help="Parquet file of candles; more may follow.")],
+    candles: Annotated[
+        list[Path], typer.Option("--candles", help="Parquet file, or folder of `history`; more may follow.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder of the artifact to write.")] = None,
     more: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="Further files of candles.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="TOML recipe. Default: the shipped artifact's.")] = None,
@@ -281,11 +283,11 @@ def train(
     --check-leaks without --out fits nothing.
     """
     from training import recipe as recipes
-    from training.dataset import CandlesError
+    from training.dataset import CandlesError, candle_files
     from training.fit import DeviceError
     from training.fit import train as fit
 
-    files = [*candles, *(more or [])]
+    files = candle_files([*candles, *(more or [])])
     if check_leaks:
         _check_leaks(files, as_json=as_json and out is None)
     if out is None:
@@ -335,7 +337,8 @@ def _check_leaks(files: list[Path], *, as_json: bool) -> None:
 @app.command()
 def calibrate(
     candles: Annotated[
-        list[Path], typer.Option("--candles", help="Parquet file of candles of a market to pool; more may follow.")
+        list[Path],
+        typer.Option("--candles", help="Parquet file, or folder of `history`, to pool; more may follow."),
     ],
     day: Annotated[str, typer.Option(help="UTC day for which the revision is in force: 2026-01-10.")],
     more: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="Further files of candles.")] = None,
@@ -353,7 +356,7 @@ def calibrate(
     import msgspec
 
     from inference import artifact as artifacts
-    from training.dataset import CandlesError
+    from training.dataset import CandlesError, candle_files
     from training.online import calibrate as revise
 
     try:
@@ -361,7 +364,7 @@ def calibrate(
     except ValueError:
         raise typer.BadParameter(f"{day!r} is not a day such as 2026-01-10", param_hint="--day") from None
     try:
-        revision = revise([*candles, *(more or [])], artifacts.resolve(artifact), moment)
+        revision = revise(candle_files([*candles, *(more or [])]), artifacts.resolve(artifact), moment)
     except CandlesError as error:
         fail(str(error))
     if out:
@@ -375,7 +378,8 @@ def calibrate(
 @app.command()
 def evaluate(
     candles: Annotated[
-        list[Path], typer.Option("--candles", help="Parquet file of candles to score; more may follow.")
+        list[Path],
+        typer.Option("--candles", help="Parquet file, or folder of `history`, to score; more may follow."),
     ],
     more: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="Further files of candles.")] = None,
     artifact: Annotated[str, typer.Option(help="`default` or a folder.")] = "default",
@@ -392,7 +396,7 @@ def evaluate(
 
     from inference import artifact as artifacts
     from training import evaluate as evaluation
-    from training.dataset import CandlesError
+    from training.dataset import CandlesError, candle_files
 
     try:
         day = dt.date.fromisoformat(since) if since else None
@@ -400,7 +404,11 @@ def evaluate(
         raise typer.BadParameter(f"{since!r} is not a day such as 2025-01-06", param_hint="--since") from None
     try:
         scored = evaluation.assess(
-            [*candles, *(more or [])], artifacts.resolve(artifact), train=train, since=day, funding=funding
+            candle_files([*candles, *(more or [])]),
+            artifacts.resolve(artifact),
+            train=train,
+            since=day,
+            funding=funding,
         )
     except CandlesError as error:
         fail(str(error))

@@ -136,6 +136,15 @@ def resample(series: Series, spec: str) -> Series | None:
     )  # fmt: skip
 
 
+def candle_files(paths: Iterable[Path]) -> list[Path]:
+    """Put for each folder, as `lstmd history` makes them, the candle files in it; funding and mark are none."""
+    files: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        files += [file for file in inside if file == path or not file.stem.endswith(("_funding", "_mark"))]
+    return files
+
+
 def load(paths: Iterable[Path], *, also: Sequence[str] = ()) -> list[Series]:
     """Read candle files and, of each, the longer specs in `also` (a 1m file also teaches 5m)."""
     runs = [run for path in paths for run in read_series(path)]

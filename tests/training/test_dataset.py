@@ -113,3 +113,12 @@ def test_only_epochs_with_a_role_are_made() -> None:
 def test_no_whole_warm_up_is_an_error() -> None:
     with pytest.raises(CandlesError, match="256"):
         epochs([synthetic.market(synthetic.PLANTED, 200, seed=0)])
+
+
+def test_a_folder_of_history_stands_for_its_candle_files(tmp_path: Path) -> None:
+    for name in ("b_1m", "a_1m", "a_1m_mark", "a_funding"):
+        (tmp_path / f"{name}.parquet").touch()
+    (tmp_path / "manifest.json").touch()
+    single = tmp_path / "a_1m_mark.parquet"
+    assert dataset.candle_files([tmp_path]) == [tmp_path / "a_1m.parquet", tmp_path / "b_1m.parquet"]
+    assert dataset.candle_files([single]) == [single]  # named by hand, it is meant
