@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 class Costs:
     """What a round trip costs."""
 
-    taker_fee_bps: float = 5.0
+    taker_fee_bps: float
     """Per side, of the notional."""
-    half_spread_bps: float = 0.5
+    half_spread_bps: float
     """Per side."""
 
     @property

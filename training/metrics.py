@@ -23,11 +23,6 @@ def barrier_log_loss(p_touch: Floats, p_up: Floats, touched: NDArray[np.bool_], 
     return log_loss(p_touch, touched) + np.where(touched, log_loss(p_up, up), 0.0)
 
 
-def brier(p: Floats, outcome: NDArray[np.bool_]) -> float:
-    """Return the mean squared error of a probability."""
-    return float(np.mean((p - outcome) ** 2))
-
-
 def barrier_brier(p_touch: Floats, p_up: Floats, touched: NDArray[np.bool_], up: NDArray[np.bool_]) -> float:
     """Return the three-class Brier score (sum over classes, mean over rows; 0 best, 2 worst)."""
     long, short = p_touch * p_up, p_touch * (1 - p_up)
@@ -76,11 +71,6 @@ def qlike(log_forecast: Floats, log_realised: Floats) -> float:
     """Return mean(r − log r − 1), r = realised / forecast variance (Patton 2011, robust to noisy realisations)."""
     d = log_realised - log_forecast
     return float(np.mean(np.exp(d) - d - 1.0))
-
-
-def r_squared(forecast: Floats, target: Floats) -> float:
-    """Return 1 − MSE / variance of the target; negative where the mean would have been better."""
-    return float(1.0 - np.mean((target - forecast) ** 2) / np.var(target))
 
 
 @dataclass(frozen=True, slots=True)

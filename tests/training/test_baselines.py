@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from training import baselines, dataset, metrics, synthetic
+from training import baselines, dataset, synthetic
 from training.forecasts import rows_of
 from training.splits import Role
 
@@ -22,7 +22,7 @@ def test_har_and_ewma_foretell_a_volatility_that_lasts() -> None:
     for name in ("har", "ewma"):
         forecast = made[name].log_ratio
         assert forecast is not None
-        assert metrics.r_squared(forecast + rows.outcome.log_scale, truth) > 0.6
+        assert np.mean((forecast + rows.outcome.log_scale - truth) ** 2) < 0.4 * np.var(truth)
 
 
 def test_the_baselines_look_back_only() -> None:

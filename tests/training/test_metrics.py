@@ -11,7 +11,6 @@ OUTCOME = RNG.uniform(size=4000) < P**1.3
 
 def test_against_scikit_learn() -> None:
     assert metrics.log_loss(P, OUTCOME).mean() == pytest.approx(reference.log_loss(OUTCOME, P))
-    assert metrics.brier(P, OUTCOME) == pytest.approx(reference.brier_score_loss(OUTCOME, P))
     coarse = np.round(P, 1)  # with ties
     assert metrics.auc(coarse, OUTCOME) == pytest.approx(reference.roc_auc_score(OUTCOME, coarse))
 
@@ -40,7 +39,6 @@ def test_qlike_is_zero_for_the_truth_and_positive_elsewhere() -> None:
     truth = RNG.normal(size=100)
     assert metrics.qlike(truth, truth) == 0.0
     assert metrics.qlike(truth + 0.3, truth) > 0.0
-    assert metrics.r_squared(np.full(100, truth.mean()), truth) == pytest.approx(0.0)
 
 
 def test_the_bootstrap_interval_covers_as_often_as_it_says() -> None:
