@@ -49,9 +49,18 @@ class TimeCandles:
     that began unseen is left out: `frontier` has passed it and the caller asks the exchange.
     """
 
-    def __init__(self, spec: CandleSpec, *, price_decimals: int, size_decimals: int) -> None:
+    def __init__(
+        self,
+        spec: CandleSpec,
+        *,
+        price_decimals: int,
+        size_decimals: int,
+        opens_at_previous_close: bool = False,
+        open_in_range: bool = False,
+    ) -> None:
         assert spec.by_time
         self.spec = spec
+        self._opens_at_previous_close, self._open_in_range = opens_at_previous_close, open_in_range
         self._interval_ns = spec.interval_ns
         self._price_unit, self._size_unit = 10**price_decimals, 10**size_decimals
         self._open_ns = 0
@@ -99,10 +108,20 @@ class TimeCandles:
             self._seen_since_ns = time_ns + 1  # of the trades at this very time, those before it may be missing
         closed = self.close_until(time_ns) if time_ns >= self._open_ns + self._interval_ns else []
         if self._sums is None:
-            self._sums = _Sums(trade.price)
+            self._sums = self._begin(trade)
         self._sums.add(trade)
         self._last_price = trade.price
         return closed
+
+    def _begin(self, trade: Trade) -> _Sums:
+        if not self._opens_at_previous_close:
+            return _Sums(trade.price)
+        if self._last_price is None:  # nor is the open known, then
+            self._seen_since_ns = trade.event_time_ns + 1
+            return _Sums(trade.price)
+        sums = _Sums(self._last_price if self._open_in_range else trade.price)
+        sums.open = self._last_price
+        return sums
 
     def close_until(self, time_ns: int) -> list[Candle]:
         """Close every interval that ends at or before `time_ns`, which the exchange's events have reached."""
@@ -200,7 +219,21 @@ class EventCandles:
         return self._sums.candle(seq, self._open_ns, end_ns, self._price_unit, self._size_unit, closed=closed)
 
 
-def candle_builder(spec: CandleSpec, *, price_decimals: int, size_decimals: int) -> TimeCandles | EventCandles:
+def candle_builder(
+    spec: CandleSpec,
+    *,
+    price_decimals: int,
+    size_decimals: int,
+    opens_at_previous_close: bool = False,
+    open_in_range: bool = False,
+) -> TimeCandles | EventCandles:
     """Make the builder that `spec` asks for."""
-    kind = TimeCandles if spec.by_time else EventCandles
-    return kind(spec, price_decimals=price_decimals, size_decimals=size_decimals)
+    if not spec.by_time:
+        return EventCandles(spec, price_decimals=price_decimals, size_decimals=size_decimals)
+    return TimeCandles(
+        spec,
+        price_decimals=price_decimals,
+        size_decimals=size_decimals,
+        opens_at_previous_close=opens_at_previous_close,
+        open_in_range=open_in_range,
+    )

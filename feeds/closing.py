@@ -2,7 +2,7 @@
 
 Evidence, strongest first:
 
-1. A trade at or past the close, in unbroken order of ids: nothing of the candle can still be under way.
+1. A trade at or past the close, in unbroken order: nothing of the candle can still be under way.
 2. The exchange's own closed kline. Equal to ours, it closes the candle; where trades were missed, it is the candle.
    Where ours is whole and yet differs, trades may still be on their way on the other stream: wait for 1 or 3, then the
    exchange's figures stand and the mismatch is counted.
@@ -13,24 +13,29 @@ Pure. One `Closer` per market and candle spec.
 """
 
 from feeds.candles import EventCandles, TimeCandles, candle_builder
-from feeds.market import NS_PER_S, Candle, CandleSpec, Market, Trade
-
-KLINE_PATIENCE_NS = 10 * NS_PER_S
-"""Where the exchange sends closed klines, evidence 3 waits this long for one."""
+from feeds.market import Candle, CandleSpec, Market, Trade
+from feeds.traits import Identity, Traits
 
 
 class Closer:
     """Turn trades, klines and times of one market into closed candles of one spec, in order."""
 
-    def __init__(self, market: Market, spec: CandleSpec, *, grace_ns: int, has_kline: bool, by_exchange: bool) -> None:
-        """Set up; `by_exchange` waits for the exchange's own kline at every close."""
+    def __init__(self, market: Market, spec: CandleSpec, traits: Traits, *, has_kline: bool, by_exchange: bool) -> None:
+        """Set up; `by_exchange` waits for the exchange's own kline at every close.
+
+        Where the stream never calls a kline closed, it is the caller who fetches that kline and hands it in.
+        """
         self.spec = spec
         self.by_exchange = by_exchange and has_kline
-        self.mismatches = 0
-        """Candles whose own figures, whole by our evidence, differed from the exchange's before they were closed."""
-        self._grace_ns = max(grace_ns, KLINE_PATIENCE_NS) if has_kline else grace_ns
+        self._mismatches: list[tuple[Candle, Candle]] = []
+        self._grace_ns = max(traits.grace_ns, traits.kline_patience_ns) if has_kline else traits.grace_ns
+        self._gaps_show = traits.identity is Identity.NUMBERED
         self._builder: TimeCandles | EventCandles = candle_builder(
-            spec, price_decimals=market.price_decimals, size_decimals=market.size_decimals
+            spec,
+            price_decimals=market.price_decimals,
+            size_decimals=market.size_decimals,
+            opens_at_previous_close=traits.opens_at_previous_close,
+            open_in_range=traits.open_in_range,
         )
         self._has_kline = has_kline
         self._official: dict[int, Candle] = {}
@@ -53,6 +58,11 @@ class Closer:
         """Whether every trade of the forming candle so far was seen."""
         return self._builder.complete and not self._unsure if isinstance(self._builder, TimeCandles) else True
 
+    def take_mismatches(self) -> list[tuple[Candle, Candle]]:
+        """Hand over the candles that were whole by our evidence and yet not the exchange's: ours, and the official."""
+        taken, self._mismatches = self._mismatches, []
+        return taken
+
     def forming(self) -> Candle | None:
         """Read the forming candle, as far as it was seen."""
         return self._builder.forming()
@@ -65,12 +75,12 @@ class Closer:
     def doubt(self) -> None:
         """Declare the connection lost: the next trade's id will tell whether any was missed.
 
-        Before the first trade nothing could tell, so trades count as missed. Where the exchange has no klines, trades
-        come through a `Stitch`, which lets none be missed.
+        Where trades are not numbered, or before the first, nothing could tell, so trades count as missed. Where the
+        exchange has no klines, trades come through a `Stitch`, which lets none be missed.
         """
         if not self._has_kline:
             return
-        if self._followed:
+        if self._followed and self._gaps_show:
             self._unsure = True
         else:
             self.lose()
@@ -124,5 +134,6 @@ class Closer:
             official, own = self._official.pop(seq), own_by_seq.get(seq)
             same = own is not None and own.same_figures(official)
             settled[seq] = own if same and own else official
-            self.mismatches += trusted and own is not None and not same
+            if trusted and own and not same:
+                self._mismatches.append((own, official))
         return [settled[seq] for seq in sorted(settled)]

@@ -1,5 +1,7 @@
 """What a feed hands to the pipeline, besides trades: pure values, times in integer nanoseconds UTC."""
 
+from enum import StrEnum
+
 import msgspec
 
 from feeds.market import Candle, CandleSpec, Market, Trade
@@ -23,6 +25,8 @@ class MarkPrice(msgspec.Struct, frozen=True, gc=False):
     funding_rate: float | None = None
     """Predicted rate of the next settlement; never decides a durable signal."""
     next_funding_time_ns: int | None = None
+    open_interest: float | None = None
+    """Contracts or coins open, in the exchange's own unit; where the stream carries it."""
 
 
 class Kline(msgspec.Struct, frozen=True, gc=False):
@@ -65,6 +69,12 @@ class Subscriptions(msgspec.Struct, frozen=True):
     streams: tuple[str, ...]
 
 
+class Reply(msgspec.Struct, frozen=True):
+    """The exchange asks for a sign of life: `text` is to be sent at once."""
+
+    text: str
+
+
 class FundingSettlement(msgspec.Struct, frozen=True, gc=False):
     """A funding payment that took place: at `time_ns`, at `rate` of the position's value (longs pay when positive)."""
 
@@ -72,5 +82,18 @@ class FundingSettlement(msgspec.Struct, frozen=True, gc=False):
     rate: float
 
 
+class Entry(StrEnum):
+    """What a feed's tap tells of one connection, and what a recording holds."""
+
+    OPENED = "opened"
+    """A connection was made: its frames follow, and whoever reads them begins afresh."""
+    FRAME = "frame"
+    CONFIRMED = "confirmed"
+    """Everything asked for is subscribed."""
+    ENDED = "ended"
+    FUNDING = "funding"
+    """Settled funding as it was read over REST; no tap tells it."""
+
+
 MarketEvent = MarketTrade | MarkPrice | Kline
-Event = MarketEvent | Malformed | Ack | Refusal | Subscriptions
+Event = MarketEvent | Malformed | Ack | Refusal | Subscriptions | Reply

@@ -32,6 +32,10 @@ class Market(msgspec.Struct, frozen=True, kw_only=True):
     listed_at_ns: int | None = None
     """When trading began; before it there is no history. None: the exchange does not say."""
     max_leverage: float | None = None
+    trading: bool = True
+    """False while the exchange lists the contract and does not trade it: halted, or about to open or to end."""
+    volume_unit: str = "base coin"
+    """What `volume` and trade sizes count, as the exchange's klines do: ``base coin``, or ``contracts of 1 USD``."""
 
     @property
     def slug(self) -> str:
@@ -68,7 +72,7 @@ class Trade(msgspec.Struct, frozen=True, gc=False):
     """One execution as the exchange reports it (Binance: one aggregate trade)."""
 
     id: int
-    """Contiguous per market where the exchange numbers its trades."""
+    """Contiguous per market where the exchange numbers its trades, else what tells them apart; see `Identity`."""
     price: int
     """Price × 10**price_decimals."""
     size: int
@@ -88,6 +92,10 @@ class Origin(StrEnum):
     TRADES = "trades"
     EXCHANGE = "exchange"
     REPAIRED = "repaired"
+
+
+FIGURES = ("open", "high", "low", "close", "volume")
+"""What a candle says of its interval."""
 
 
 class Candle(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -112,6 +120,10 @@ class Candle(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         return (self.seq, self.open_time_ns, self.open, self.high, self.low, self.close, self.volume) == (
             other.seq, other.open_time_ns, other.open, other.high, other.low, other.close, other.volume,
         )  # fmt: skip
+
+    def differences(self, other: "Candle") -> list[str]:
+        """Name the figures in which both differ, to tick and lot: float64 of texts differ where the texts do."""
+        return [name for name in FIGURES if getattr(self, name) != getattr(other, name)]
 
 
 class SpecKind(StrEnum):

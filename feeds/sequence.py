@@ -3,9 +3,13 @@
 Pure. One `TradeSequence` per market, one `ExchangeClock` per market.
 """
 
+import heapq
+from collections import OrderedDict
 from enum import StrEnum
+from itertools import count
 
 from feeds.market import NS_PER_S, Trade
+from feeds.traits import Identity, Traits
 
 
 class Verdict(StrEnum):
@@ -59,6 +63,66 @@ class TradeSequence:
         if trade.event_time_ns < self.last_time_ns - self.PAST_TOLERANCE_NS:
             return Verdict.PAST
         return Verdict.NEXT if trade.id == self.last_id + 1 else Verdict.GAP
+
+
+class TradeIdentities:
+    """Tell repetitions among trades that are not numbered. What is missing shows in nothing but a lost connection.
+
+    A trade whose id is 0 has none and is never a repetition.
+    """
+
+    REMEMBERED = 20_000
+    """Ids kept; no exchange replays nearly as many."""
+
+    def __init__(self, disorder_ns: int = 0) -> None:
+        self._tolerance_ns = max(TradeSequence.PAST_TOLERANCE_NS, disorder_ns)
+        self._seen: OrderedDict[int, None] = OrderedDict()
+        self._last_time_ns = 0
+
+    def take(self, trade: Trade) -> Verdict:
+        """Judge `trade`; unless it is rejected it counts as seen."""
+        if trade.id in self._seen:
+            return Verdict.DUPLICATE
+        if trade.event_time_ns < self._last_time_ns - self._tolerance_ns:
+            return Verdict.PAST
+        self._last_time_ns = max(self._last_time_ns, trade.event_time_ns)
+        if trade.id:
+            self._seen[trade.id] = None
+            if len(self._seen) > self.REMEMBERED:
+                self._seen.popitem(last=False)
+        return Verdict.NEXT
+
+
+def sequence_of(traits: Traits) -> TradeSequence | TradeIdentities:
+    """Make what judges the trades of an exchange."""
+    return TradeSequence() if traits.identity is Identity.NUMBERED else TradeIdentities(traits.disorder_ns)
+
+
+class Reorder:
+    """Put trades that arrive out of order of time into it again, by holding each back for `disorder_ns`."""
+
+    def __init__(self, disorder_ns: int) -> None:
+        self._disorder_ns = disorder_ns
+        self._held: list[tuple[int, int, Trade]] = []
+        self._arrivals = count()
+
+    def add(self, trade: Trade) -> list[Trade]:
+        """Take a trade; return those that nothing can precede any more, in order of time, then of arrival."""
+        if not self._disorder_ns:
+            return [trade]
+        heapq.heappush(self._held, (trade.event_time_ns, next(self._arrivals), trade))
+        return self.until(trade.event_time_ns)
+
+    def until(self, time_ns: int) -> list[Trade]:
+        """Return the trades that nothing can precede once the exchange's events have reached `time_ns`."""
+        due = []
+        while self._held and self._held[0][0] <= time_ns - self._disorder_ns:
+            due.append(heapq.heappop(self._held)[2])
+        return due
+
+    def clear(self) -> None:
+        """Forget everything held: the connection is lost."""
+        self._held.clear()
 
 
 class ExchangeClock:

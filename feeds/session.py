@@ -10,7 +10,8 @@ from types import MappingProxyType
 
 import msgspec
 
-from feeds.events import Ack, Refusal, Subscriptions
+from feeds.events import Ack, Kline, MarketEvent, MarketTrade, Refusal, Subscriptions
+from feeds.silence import Watch, names
 from feeds.subscription import Subscription
 
 
@@ -87,20 +88,24 @@ def following(state: State, happening: Happening) -> State:
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a connection may live, and be quiet."""
+    """How long a connection may live, and be quiet; silence that is unusual ends it sooner (`feeds.silence`)."""
 
     silence_s: float
     """Without any market data."""
     pace_s: float
-    """Without a word from one paced key."""
+    """Without the mark price of one market."""
+    kline_lag_s: float = 5.0
+    """How much older than a kline the newest trade in it may be."""
     lifetime_s: float
     """Since it was opened."""
+    ping_every_s: float | None = None
+    """How often the exchange wants a sign of life; None: never."""
 
 
 class Session:
-    """One connection. Paced keys are those from which something is due at a known pace (mark prices, by market).
+    """One connection. `markets` are those whose mark prices are due at a known pace.
 
-    An `excused` key was silent through the whole connection before; it is watched again once it is heard, so that one
+    An `excused` market was mute through the whole connection before; it is watched again once it is heard, so that one
     dead market does not tear down the connection of the others over and over.
     """
 
@@ -109,16 +114,17 @@ class Session:
         subscription: Subscription,
         limits: Limits,
         *,
-        paced: Collection[str] = (),
+        markets: Collection[str] = (),
         excused: Collection[str] = (),
     ) -> None:
         self.state = State.CONNECTING
         self.reason = ""
         """Why the session left the good states; empty until then."""
         self._subscription, self._limits = subscription, limits
-        self._paced, self._unheard, self._excused = frozenset(paced), set(paced), set(excused)
-        self._opened_s = self._live_s = self._data_s = math.inf
-        self._heard_s: dict[str, float] = {}
+        self._markets, self._unheard, self._excused = frozenset(markets), set(markets), set(excused)
+        self._opened_s = self._live_s = math.inf
+        self._watch: Watch | None = None
+        self._ping_at_s = math.inf
 
     @property
     def over(self) -> bool:
@@ -127,7 +133,7 @@ class Session:
 
     @property
     def mute(self) -> frozenset[str]:
-        """Paced keys that stayed silent all along: what to excuse in the next session."""
+        """Markets that stayed mute all along: what to excuse in the next session."""
         return frozenset(self._unheard & self._excused)
 
     def live_for_s(self, now_s: float) -> float:
@@ -138,20 +144,40 @@ class Session:
         """Note that the websocket is open."""
         self._fire(Happening.OPENED)
         self._opened_s = now_s
+        self._ping_at_s = now_s + (self._limits.ping_every_s or math.inf)
+
+    def ages_at_s(self, lead_s: float) -> float:
+        """Return when to begin replacing an open connection: `lead_s` before its end, or in its last quarter."""
+        lifetime_s = self._limits.lifetime_s
+        return self._opened_s + lifetime_s - min(lead_s, 0.25 * lifetime_s)
 
     def due(self, now_s: float) -> str | None:
         """Hand over the next request to send, if its time has come."""
         return self._subscription.due(now_s) if self.state is State.SUBSCRIBING else None
 
-    def data(self, now_s: float) -> None:
-        """Note that market data arrived, of whatever stream."""
-        self._fire(Happening.DATA)
-        self._data_s = now_s
+    def ping_due(self, now_s: float) -> bool:
+        """Tell whether a sign of life is due; it then counts as given."""
+        if now_s < self._ping_at_s:
+            return False
+        self._ping_at_s = now_s + (self._limits.ping_every_s or math.inf)
+        return True
 
-    def paced(self, key: str, now_s: float) -> None:
-        """Note that the paced `key` was heard."""
-        self._heard_s[key] = now_s
-        self._unheard.discard(key)
+    def hear(self, event: MarketEvent, now_s: float) -> None:
+        """Note market data, of whatever stream."""
+        self._fire(Happening.DATA)
+        symbol, watch = event.market.symbol, self._watch
+        if watch:
+            watch.data(now_s)
+        if isinstance(event, MarketTrade):
+            if watch:
+                watch.trade(symbol, now_s)
+        elif isinstance(event, Kline):
+            if watch:
+                watch.kline(symbol, event.spec.text, event.candle, now_s)
+        else:
+            self._unheard.discard(symbol)
+            if watch:
+                watch.mark(symbol, now_s)
 
     def control(self, event: Ack | Refusal | Subscriptions, now_s: float) -> None:
         """Note an answer of the exchange; may confirm or end the session."""
@@ -167,34 +193,35 @@ class Session:
             subscription.listed(event.request_id, event.streams)
         if subscription.complete:
             self._fire(Happening.CONFIRMED)
-            self._live_s = self._data_s = now_s
-            self._heard_s = dict.fromkeys(self._paced - self.mute, now_s)
+            self._live_s = now_s
+            limits = self._limits
+            self._watch = Watch(
+                now_s,
+                self._markets - self.mute,
+                silence_s=limits.silence_s,
+                pace_s=limits.pace_s,
+                kline_lag_s=limits.kline_lag_s,
+            )
         elif subscription.absent or subscription.unasked:
             self._fire(Happening.REFUSED, _mismatch(subscription))
 
     def deadline_s(self) -> float:
         """Return the monotonic second at which to call `due` and `tick` again, if nothing happens before."""
         if self.state is State.SUBSCRIBING:
-            return min(self._subscription.send_at_s, self._subscription.overdue_at_s)
-        if self.state is not State.LIVE:
+            return min(self._subscription.send_at_s, self._subscription.overdue_at_s, self._ping_at_s)
+        if self._watch is None or self.state is not State.LIVE:
             return math.inf
-        heard_s = min(self._heard_s.values(), default=math.inf)
-        limits = self._limits
-        return min(self._data_s + limits.silence_s, heard_s + limits.pace_s, self._opened_s + limits.lifetime_s)
+        return min(self._watch.overdue_at_s(), self._opened_s + self._limits.lifetime_s, self._ping_at_s)
 
     def tick(self, now_s: float) -> None:
         """Let pass what is overdue at `now_s`."""
-        limits = self._limits
         if self.state is State.SUBSCRIBING and now_s >= self._subscription.overdue_at_s:
             self._fire(Happening.OVERDUE, f"no answer to request {self._subscription.unanswered}")
-        elif self.state is State.LIVE:
-            silent = sorted(key for key, heard_s in self._heard_s.items() if now_s - heard_s >= limits.pace_s)
-            if now_s - self._data_s >= limits.silence_s:
-                self._fire(Happening.SILENCE, f"no market data for {limits.silence_s:g} s")
-            elif silent:
-                self._excused.update(silent)
-                self._fire(Happening.SILENCE, f"silent for {limits.pace_s:g} s while others flow: {_names(silent)}")
-            elif now_s - self._opened_s >= limits.lifetime_s:
+        elif self._watch and self.state is State.LIVE:
+            if dead := self._watch.dead(now_s):
+                self._excused.update(self._watch.mute(now_s))
+                self._fire(Happening.SILENCE, dead)
+            elif now_s - self._opened_s >= self._limits.lifetime_s:
                 self._fire(Happening.EXPIRED, "the connection reached its age limit")
 
     def stop(self) -> None:
@@ -212,13 +239,7 @@ class Session:
 
 def _mismatch(subscription: Subscription) -> str:
     parts = (("not subscribed", subscription.absent), ("never asked for", subscription.unasked))
-    return "; ".join(f"{what}: {_names(names)}" for what, names in parts if names)
-
-
-def _names(names: Collection[str]) -> str:
-    """Join names for a log line, ten at most."""
-    shown = list(names)[:10]
-    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
+    return "; ".join(f"{what}: {names(streams)}" for what, streams in parts if streams)
 
 
 def mermaid() -> str:

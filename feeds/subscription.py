@@ -79,27 +79,27 @@ class Subscription:
         self.complete = not (self.absent or self.unasked)
 
 
-def plan(streams: Mapping[str, int], *, max_streams: int, headroom: float = 0.8) -> list[tuple[str, ...]]:
+def plan(loads: Mapping[str, int], *, capacity: int, headroom: float = 0.8) -> list[tuple[str, ...]]:
     """Spread markets over connections, in order, a market's streams always together.
 
     Args:
-        streams: number of streams by market.
-        max_streams: the exchange's limit per connection.
+        loads: what each market's streams use of a connection, in the exchange's unit.
+        capacity: the exchange's limit per connection, in the same unit.
         headroom: part of that limit to use.
 
     Raises:
         ValueError: one market alone needs more than a connection may carry.
 
     """
-    room = int(max_streams * headroom)
+    room = int(capacity * headroom)
     groups: list[list[str]] = []
     used = room
-    for market, count in streams.items():
-        if count > room:
-            raise ValueError(f"{market} needs {count} streams; a connection carries {room}")
-        if used + count > room:
+    for market, load in loads.items():
+        if load > room:
+            raise ValueError(f"{market} needs {load} of a connection's {room}")
+        if used + load > room:
             groups.append([])
             used = 0
         groups[-1].append(market)
-        used += count
+        used += load
     return [tuple(group) for group in groups]

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from feeds.events import Event, Malformed
 from feeds.market import NS_PER_MS, CandleSpec, Market
+from feeds.traits import Traits
 
 MAX_FRAME_BYTES = 1 << 20
 """A longer frame is reported as malformed and not parsed."""
@@ -22,8 +23,11 @@ class Codec(Protocol):
     """One exchange's websocket protocol for one connection's markets."""
 
     name: ClassVar[str]
-    max_streams: ClassVar[int]
-    """Streams that the exchange allows on one connection."""
+    traits: ClassVar[Traits]
+    trade_history: ClassVar[bool]
+    """Whether REST serves trades far enough back to repair a gap: only then candles below a minute and by events."""
+    capacity: ClassVar[int]
+    """What the exchange allows on one connection, in the unit of `load`."""
     inbound_rate_per_s: ClassVar[float]
     """Messages a second, pings included, above which the exchange closes the connection."""
     request_spacing_s: ClassVar[float]
@@ -34,8 +38,12 @@ class Codec(Protocol):
     """A connection without any market data for this long is dead."""
     mark_silence_s: ClassVar[float]
     """Likewise for the mark price of one market while others flow."""
-    grace_ns: ClassVar[int]
-    """How far another stream's event time must be past a close to prove that no trade before it is still to come."""
+    kline_lag_s: ClassVar[float]
+    """How much older than a kline's message the newest trade in it may be: the exchange's slowest pace of klines."""
+    ping_every_s: ClassVar[float | None]
+    """How often the exchange wants to be sent `ping`; None: never."""
+    answers_protocol_pings: ClassVar[bool]
+    """Whether the server is known to answer websocket pings, so that an unanswered one means a dead connection."""
 
     streams: tuple[str, ...]
     """What the connection subscribes to, by the exchange's names."""
@@ -44,9 +52,17 @@ class Codec(Protocol):
     def __init__(self, markets: Sequence[Market], specs: Mapping[str, Sequence[CandleSpec]]) -> None:
         """Serve `markets`; `specs` are the wanted candles by `Market.symbol`."""
 
+    @property
+    def load(self) -> int:
+        """How much of a connection's `capacity` the streams use: their number, or what else the exchange counts."""
+
+    @staticmethod
+    def family(market: Market) -> str:
+        """Name what must be alike for two markets to share a connection (linear, inverse); often always empty."""
+
     @staticmethod
     def has_kline(spec: CandleSpec) -> bool:
-        """Tell whether the exchange publishes its own candles of `spec`."""
+        """Tell whether the exchange has its own candles of `spec`, on a stream or over REST."""
 
     @staticmethod
     def native_of(symbol: str) -> str:
@@ -66,8 +82,16 @@ class Codec(Protocol):
     def confirm(self) -> tuple[int, str] | None:
         """Return the request whose answer lists what the connection carries; None where there is none."""
 
+    def ping(self) -> str:
+        """Return the frame that tells the exchange that we live."""
+
     def decode(self, frame: str | bytes, receive_time_ns: int) -> list[Event]:
-        """Read one frame, into market events and `Malformed`, or into one answer to a request of ours.
+        """Read one frame, into market events and `Malformed`, or into one answer to a request of ours, or a `Reply`.
+
+        Where a frame tells both, the answer comes last.
+
+        A codec serves one connection, so it may keep what the exchange tells only once (snapshots before deltas), and
+        count the acknowledgements of a request. Trades of a frame come out in order of time.
 
         Never raises: what is not understood becomes `Malformed`, what was not asked for is left out.
         """

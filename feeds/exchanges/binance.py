@@ -24,6 +24,7 @@ from feeds.exchanges.base import (
     time_ns,
 )
 from feeds.market import NS_PER_MS, NS_PER_S, Candle, CandleSpec, Market, Origin, Trade
+from feeds.traits import Identity, Traits
 
 _MINUTE_NS = 60 * NS_PER_S
 INTERVALS = {
@@ -114,14 +115,18 @@ class BinanceCodec:
     """The codec of Binance USDⓈ-M; see `feeds.exchanges.base.Codec`."""
 
     name: ClassVar[str] = "binance"
-    max_streams: ClassVar[int] = 1024
+    # Other streams are not held back as trades are by their aggregation: by up to 156 ms in a capture of four markets.
+    traits: ClassVar[Traits] = Traits(identity=Identity.NUMBERED, grace_ns=NS_PER_S, kline_patience_ns=10 * NS_PER_S)
+    trade_history: ClassVar[bool] = True
+    capacity: ClassVar[int] = 1024
     inbound_rate_per_s: ClassVar[float] = 10.0
     request_spacing_s: ClassVar[float] = 0.25
     lifetime_s: ClassVar[float] = 23.5 * 3600
     silence_s: ClassVar[float] = 30.0
     mark_silence_s: ClassVar[float] = 30.0
-    # Other streams are not held back as trades are by their aggregation: by up to 156 ms in a capture of four markets.
-    grace_ns: ClassVar[int] = NS_PER_S
+    kline_lag_s: ClassVar[float] = 5.0
+    ping_every_s: ClassVar[float | None] = None
+    answers_protocol_pings: ClassVar[bool] = True
 
     def __init__(self, markets: Sequence[Market], specs: Mapping[str, Sequence[CandleSpec]]) -> None:
         self.markets = tuple(markets)
@@ -134,6 +139,20 @@ class BinanceCodec:
         }
         self.streams = tuple(name for market in markets for name in self._names(market))
         self._asked = frozenset(self.streams)
+
+    @property
+    def load(self) -> int:
+        """The number of streams."""
+        return len(self.streams)
+
+    @staticmethod
+    def family(market: Market) -> str:  # noqa: ARG004 (one socket carries all)
+        """Put every market on the same connection."""
+        return ""
+
+    def ping(self) -> str:
+        """Never asked for: the server pings."""
+        return ""
 
     @staticmethod
     def has_kline(spec: CandleSpec) -> bool:

@@ -5,24 +5,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feeds.closing import KLINE_PATIENCE_NS, Closer
+from feeds.closing import Closer
 from feeds.market import NS_PER_DAY, NS_PER_MS, NS_PER_S, SEQ_PER_DAY, Candle, CandleSpec, Market, Origin, Trade
 from feeds.sequence import TradeSequence, Verdict
 from feeds.stitch import Stitch
+from feeds.traits import Identity, Traits
 from tests.feeds.trades import made
 
 MARKET = Market(exchange="x", symbol="A/B:B", native="AB", price_decimals=0, size_decimals=0)
 MINUTE = CandleSpec.parse("1m")
 BEGIN_MS = 60_000 * 1_000
 GRACE_MS = 1_000
+KLINE_PATIENCE_NS = 10 * NS_PER_S
+TRAITS = Traits(identity=Identity.NUMBERED, grace_ns=GRACE_MS * NS_PER_MS, kline_patience_ns=KLINE_PATIENCE_NS)
 FIRST = BEGIN_MS // 60_000 + 1
 """Ordinal of the candle that opens at `BEGIN_MS`."""
 
 
 def closer(text: str = "1m", *, has_kline: bool = True, by_exchange: bool = False) -> Closer:
-    new = Closer(
-        MARKET, CandleSpec.parse(text), grace_ns=GRACE_MS * NS_PER_MS, has_kline=has_kline, by_exchange=by_exchange
-    )
+    new = Closer(MARKET, CandleSpec.parse(text), TRAITS, has_kline=has_kline, by_exchange=by_exchange)
     new.see(BEGIN_MS * NS_PER_MS)
     return new
 
@@ -62,7 +63,7 @@ def test_an_equal_kline_closes_ours() -> None:
     for t in trades:
         c.trade(t)
     assert told(c.kline(official(FIRST, trades))) == [(0, 2.0, "trades")]
-    assert (c.frontier, c.mismatches) == (FIRST + 1, 0)
+    assert (c.frontier, c.take_mismatches()) == (FIRST + 1, [])
     assert c.time(at(80_000)) == [], "it has closed"
 
 
@@ -72,7 +73,7 @@ def test_the_kline_is_the_candle_where_trades_were_missed() -> None:
     c.lose()
     c.trade(trade(3, 10))
     assert told(c.kline(official(FIRST, [trade(1, 5), trade(2, 8), trade(3, 10)]))) == [(0, 3.0, "exchange")]
-    assert c.mismatches == 0, "ours was not whole, so it was no mismatch"
+    assert c.take_mismatches() == [], "ours was not whole, so it was no mismatch"
     assert told(c.trade(trade(4, 120_000))) == [(1, 0.0, "trades")]
 
 
@@ -83,7 +84,7 @@ def test_trades_under_way_are_waited_for_and_then_ours_stands() -> None:
     assert c.kline(official(FIRST, trades)) == []
     c.trade(trades[1])
     assert told(c.trade(trade(3, 60_000))) == [(0, 2.0, "trades")]
-    assert c.mismatches == 0
+    assert c.take_mismatches() == []
 
 
 @pytest.mark.parametrize("by_trade", [True, False])
@@ -93,7 +94,10 @@ def test_a_kline_that_differs_from_a_whole_candle_stands_and_is_counted(by_trade
     assert c.kline(official(FIRST, [trade(1, 5), trade(2, 6)])) == []
     closed = c.trade(trade(2, 60_000)) if by_trade else c.time(at(71_000)) + c.time(at(71_000))
     assert told(closed) == [(0, 2.0, "exchange")]
-    assert c.mismatches == 1
+    ((own, exchanges),) = c.take_mismatches()
+    assert own.seq == exchanges.seq == FIRST
+    assert own.differences(exchanges)
+    assert c.take_mismatches() == []
 
 
 def test_a_quiet_market_closes_on_two_times_past_grace_and_never_on_one() -> None:
@@ -312,7 +316,7 @@ def test_no_interleaving_and_no_cut_makes_a_wrong_candle(
     rig = Rig(closer(by_exchange=by_exchange), truth)
     for message in delivered(messages, cuts):
         rig.take(message.what)
-    assert rig.closer.mismatches == 0, "the exchange and we speak of the same trades"
+    assert rig.closer.take_mismatches() == [], "the exchange and we speak of the same trades"
     if not cuts:
         assert set(truth) - set(rig.out) <= {max(truth)}, "where nothing was lost, nothing is left out"
     for candle in truth.values():

@@ -13,7 +13,8 @@ from ccxt.async_support.binanceusdm import binanceusdm
 
 from feeds.emulator import Emulator, tape_from
 from feeds.errors import FeedError, RateLimited, RemoteError, RequestRefused
-from feeds.history import BinanceHistory, open_history
+from feeds.history import open_history
+from feeds.history.binance import BinanceHistory
 from feeds.market import NS_PER_MS, NS_PER_S, Candle, CandleSpec, Market, Origin, Trade
 from tests.data import ROOT, shared
 

@@ -18,7 +18,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from feeds.errors import RequestRefused
-from feeds.events import Event, Malformed, MarketTrade, MarkPrice
+from feeds.events import Event, Malformed, MarketTrade, MarkPrice, Reply
 from feeds.exchanges.binance import BinanceCodec
 from feeds.market import CandleSpec, Market
 from feeds.runner import FeedRunner
@@ -41,6 +41,20 @@ class Impatient(Quick):
     mark_silence_s: ClassVar[float] = 1.0
 
 
+class Chatty(Quick):
+    """An exchange that wants to be pinged, and that asks for a sign of life itself."""
+
+    ping_every_s: ClassVar[float | None] = 0.05
+
+    def ping(self) -> str:
+        return "ping"
+
+    def decode(self, frame: str | bytes, receive_time_ns: int) -> list[Event]:
+        if frame == b"alive?":
+            return [Reply("alive")]
+        return [] if frame == b"pong" else super().decode(frame, receive_time_ns)
+
+
 class Sink:
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -50,6 +64,9 @@ class Sink:
 
     def lost(self, reason: str) -> None:
         self.calls.append(("lost", reason))
+
+    def rolled_over(self, lost: int) -> None:
+        self.calls.append(f"rolled over, {lost} lost")
 
     def events(self, events: list[Event]) -> None:
         self.calls.extend(events)
@@ -68,7 +85,9 @@ class Sink:
 
 
 class Feed:
-    def __init__(self, url: str, *, codec: type[BinanceCodec], markets: Sequence[Market], sink: Sink) -> None:
+    def __init__(
+        self, url: str, *, codec: type[BinanceCodec], markets: Sequence[Market], sink: Sink, copies: int = 1
+    ) -> None:
         self.sink, self.stop, self.logs = sink, asyncio.Event(), LogCapture()
         self.runner = FeedRunner(
             codec_factory=lambda: codec(markets, {m.symbol: [CandleSpec.parse("1m")] for m in markets}),
@@ -78,6 +97,7 @@ class Feed:
             rng=random.Random(1),
             log=structlog.wrap_logger(CapturingLogger(), processors=[self.logs]),
             ack_timeout_s=0.5,
+            copies=copies,
         )
 
     @property
@@ -92,9 +112,10 @@ async def feeding(
     codec: type[BinanceCodec] = Quick,
     markets: Sequence[Market] = (BTC,),
     sink: Sink | None = None,
+    copies: int = 1,
 ) -> AsyncIterator[Feed]:
     """Run a feed for the length of the block."""
-    feed = Feed(url, codec=codec, markets=markets, sink=sink or Sink())
+    feed = Feed(url, codec=codec, markets=markets, sink=sink or Sink(), copies=copies)
     task = asyncio.create_task(feed.runner.run(feed.stop))
     try:
         yield feed
@@ -224,7 +245,7 @@ async def test_a_market_whose_mark_price_never_comes_costs_one_connection_only()
 
     async with staged(half) as (stage, url, _), feeding(url, codec=Impatient, markets=(BTC, ETH)) as feed:
         await feed.sink.until(lambda sink: sink.edges[-1:] == ["connected"] and sink.ids[-1] > 80)
-        reason = "silent for 1 s while others flow: ETH/USDT:USDT"
+        reason = "no mark price while others flow: ETH/USDT:USDT"
         assert feed.sink.edges == ["connected", reason, "connected"]
         assert stage.count == 2
 
@@ -297,14 +318,66 @@ async def test_garbage_is_handed_on_logged_once_a_kind_and_changes_nothing_else(
     assert logged == ["json", "type", "size", "value", "encoding"]
 
 
-async def test_a_connection_is_remade_before_it_is_too_old() -> None:
-    class Short(Quick):
-        lifetime_s: ClassVar[float] = 0.4
+class Short(Quick):
+    lifetime_s: ClassVar[float] = 4.0
 
-    async with staged(trades(1)) as (stage, url, _), feeding(url, codec=Short) as feed:
-        await feed.sink.until(lambda sink: len(sink.ids) == 2)
-        assert feed.sink.edges[1] == "the connection reached its age limit"
-        assert stage.codes[0] == 1000
+
+async def test_a_connection_is_replaced_before_it_is_too_old_and_nothing_is_lost_or_told_twice() -> None:
+    began_s = asyncio.get_running_loop().time()
+
+    def newest() -> int:
+        return int((asyncio.get_running_loop().time() - began_s) * 100)
+
+    async def stream(websocket: ServerConnection) -> None:
+        await accept(websocket)
+        told = newest()
+        while True:  # all that happens while the connection is there, neither more nor less
+            for number in range(told, newest()):
+                await websocket.send(wrapped(agg(a=number)))
+                told = number + 1
+            await asyncio.sleep(0.005)
+
+    async with staged(stream) as (stage, url, _), feeding(url, codec=Short) as feed:
+        await feed.sink.until(lambda sink: sink.edges.count("rolled over, 0 lost") == 2)
+        await until(lambda: len(stage.codes) >= 2)
+        assert set(stage.codes) == {1000}
+        assert feed.sink.edges == ["connected", "rolled over, 0 lost", "rolled over, 0 lost"]
+    assert feed.sink.ids == list(range(feed.sink.ids[0], feed.sink.ids[-1] + 1))
+    assert feed.logged == ["feed_connected", "feed_rolled_over", "feed_rolled_over"]
+
+
+async def test_a_replacement_that_fails_is_tried_again_while_the_old_connection_goes_on() -> None:
+    async def drop(websocket: ServerConnection) -> None:
+        websocket.transport.abort()
+
+    async with staged(trades(1), drop, trades(2)) as (stage, url, _), feeding(url, codec=Short) as feed:
+        await feed.sink.until(lambda sink: "rolled over, 0 lost" in sink.edges)
+        assert stage.count >= 3
+        assert feed.sink.edges == ["connected", "rolled over, 0 lost"]
+
+
+async def test_two_copies_tell_each_trade_once_and_one_may_die() -> None:
+    scripts = cut_after(trades(1, 2, 3)), trades(1, 2, 3, 4, 5)
+    async with staged(*scripts) as (_, url, _), feeding(url, copies=2) as feed:
+        await feed.sink.until(lambda sink: 5 in sink.ids)
+        assert feed.sink.ids == [1, 2, 3, 4, 5]
+        assert feed.sink.edges == ["connected"]
+
+
+async def test_signs_of_life_are_given_when_due_and_when_asked_for() -> None:
+    heard: list[str] = []
+
+    async def curious(websocket: ServerConnection) -> None:
+        await accept(websocket)
+        await websocket.send("alive?")
+        async for text in websocket:
+            heard.append(str(text))
+            await websocket.send("pong")
+
+    async with staged(curious) as (_, url, _), feeding(url, codec=Chatty) as feed:
+        await until(lambda: heard.count("ping") >= 2)
+        assert "alive" in heard
+        assert feed.sink.edges == ["connected"]
 
 
 async def test_two_attempts_are_never_close_together() -> None:

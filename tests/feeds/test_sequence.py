@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feeds.market import NS_PER_MS, NS_PER_S, Trade
-from feeds.sequence import ExchangeClock, TradeSequence, Verdict
+from feeds.sequence import ExchangeClock, Reorder, TradeIdentities, TradeSequence, Verdict
 from tests.feeds.trades import made
 
 T0_MS = 1_700_000_000_000
@@ -54,6 +54,43 @@ def test_judging_moves_nothing_and_only_what_is_taken_moves_the_sequence(moves: 
         taken = verdict in (Verdict.NEXT, Verdict.GAP)
         assert sequence.last_id == (n if taken else before[0])
         assert sequence.last_time_ns == (max(before[1], trade.event_time_ns) if taken else before[1])
+
+
+def test_ids_that_are_no_numbers_show_repetitions_and_nothing_else() -> None:
+    known = TradeIdentities()
+    rows = [(70, 0), (7, 5), (70, 6), (900, -900), (0, 7), (0, 7)]
+    assert [known.take(made(n, T0_MS + ms)) for n, ms in rows] == [
+        Verdict.NEXT, Verdict.NEXT, Verdict.DUPLICATE, Verdict.NEXT, Verdict.NEXT, Verdict.NEXT,
+    ]  # fmt: skip
+    assert known.take(made(901, T0_MS - 1_001)) is Verdict.PAST
+    assert TradeIdentities(disorder_ns=2 * NS_PER_S).take(made(1, T0_MS)) is Verdict.NEXT
+
+
+def test_the_memory_of_ids_is_bounded() -> None:
+    known = TradeIdentities()
+    for n in range(1, TradeIdentities.REMEMBERED + 2):
+        assert known.take(made(n, T0_MS)) is Verdict.NEXT
+    assert known.take(made(2, T0_MS)) is Verdict.DUPLICATE
+    assert known.take(made(1, T0_MS)) is Verdict.NEXT
+
+
+@given(st.lists(st.tuples(st.integers(0, 3_000), st.integers(0, 500)), max_size=60))
+def test_trades_out_of_order_within_the_bound_come_out_in_order_and_all_of_them(rows: list[tuple[int, int]]) -> None:
+    arrivals = [made(n, T0_MS + ms) for n, (ms, _) in enumerate(sorted(rows, key=sum))]  # delayed by 0 to 500 ms
+    order = Reorder(500 * NS_PER_MS)
+    out = [trade for arrival in arrivals for trade in order.add(arrival)]
+    assert all(trade.event_time_ns <= arrivals[-1].event_time_ns for trade in out)
+    out += order.until((T0_MS + 3_500) * NS_PER_MS)
+    assert out == sorted(arrivals, key=lambda trade: (trade.event_time_ns, trade.id))
+
+
+def test_what_is_held_back_is_forgotten_with_the_connection_and_order_costs_nothing_where_it_is_kept() -> None:
+    order = Reorder(NS_PER_S)
+    late, early = made(1, T0_MS + 5), made(2, T0_MS)
+    assert order.add(late) == order.add(early) == []
+    order.clear()
+    assert order.until((T0_MS + 10_000) * NS_PER_MS) == []
+    assert Reorder(0).add(late) == [late]
 
 
 def clock() -> ExchangeClock:

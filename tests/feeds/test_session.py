@@ -7,31 +7,60 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from feeds.events import Ack, Refusal, Subscriptions
+from feeds.events import Ack, MarketTrade, MarkPrice, Refusal, Subscriptions
+from feeds.market import Market
 from feeds.session import TRANSITIONS, Happening, IllegalTransition, Limits, Session, State, following, mermaid
 from feeds.subscription import Subscription
+from tests.feeds.trades import made
 
 LIMITS = Limits(silence_s=30.0, pace_s=20.0, lifetime_s=1000.0)
 STREAMS = ("a", "b")
 ANSWERS = [Ack(1), Ack(2), Subscriptions(1, STREAMS), Subscriptions(2, ("a",)), Subscriptions(2, STREAMS)]
 
 
-def session(*, paced: tuple[str, ...] = (), excused: tuple[str, ...] = ()) -> Session:
+X, Y = (
+    Market(exchange="x", symbol=name, native=name, price_decimals=0, size_decimals=0) for name in ("X/U:U", "Y/U:U")
+)
+
+
+def mark(market: Market = X) -> MarkPrice:
+    return MarkPrice(market, 1, 1, mark_price=1.0)
+
+
+def trade(market: Market = X) -> MarketTrade:
+    return MarketTrade(market, made(1, 1))
+
+
+def session(*, markets: tuple[str, ...] = (), excused: tuple[str, ...] = ()) -> Session:
     subscription = Subscription(
         [(1, "subscribe")], confirm=(2, "list"), streams=STREAMS, spacing_s=0.0, ack_timeout_s=10.0
     )
-    return Session(subscription, LIMITS, paced=paced, excused=excused)
+    return Session(subscription, LIMITS, markets=markets, excused=excused)
 
 
-def live(*, at_s: float = 0.0, paced: tuple[str, ...] = (), excused: tuple[str, ...] = ()) -> Session:
-    made = session(paced=paced, excused=excused)
-    made.opened(at_s)
-    assert made.due(at_s) == "subscribe"
-    made.control(Ack(1), at_s)
-    assert made.due(at_s) == "list"
-    made.control(Subscriptions(2, STREAMS), at_s)
-    assert made.state is State.LIVE
-    return made
+def live(*, at_s: float = 0.0, markets: tuple[str, ...] = (), excused: tuple[str, ...] = ()) -> Session:
+    new = session(markets=markets, excused=excused)
+    new.opened(at_s)
+    assert new.due(at_s) == "subscribe"
+    new.control(Ack(1), at_s)
+    assert new.due(at_s) == "list"
+    new.control(Subscriptions(2, STREAMS), at_s)
+    assert new.state is State.LIVE
+    return new
+
+
+def test_signs_of_life_are_due_at_their_pace_in_every_state_of_an_open_connection() -> None:
+    subscription = Subscription([(1, "subscribe")], confirm=None, streams=STREAMS, spacing_s=0.0, ack_timeout_s=10.0)
+    one = Session(subscription, Limits(silence_s=30.0, pace_s=20.0, lifetime_s=1000.0, ping_every_s=5.0))
+    one.opened(0.0)
+    one.due(0.0)
+    assert (one.ping_due(4.9), one.deadline_s()) == (False, 5.0)
+    assert (one.ping_due(5.0), one.ping_due(5.1)) == (True, False)
+    one.control(Ack(1), 6.0)
+    assert (one.state, one.deadline_s()) == (State.LIVE, 10.0)
+    one.tick(10.0)
+    assert one.ping_due(10.0)
+    assert not live().ping_due(999.0), "an exchange that pings us wants none"
 
 
 @pytest.mark.parametrize("state", State)
@@ -53,107 +82,106 @@ def test_every_state_is_reached_and_leads_to_the_end() -> None:
 
 
 def test_an_illegal_happening_changes_nothing() -> None:
-    made = session()
+    one = session()
     with pytest.raises(IllegalTransition):
-        made.data(1.0)
+        one.hear(trade(), 1.0)
     with pytest.raises(IllegalTransition):
-        made.control(Refusal(1, 1, "no"), 1.0)
-    assert (made.state, made.reason, made.deadline_s()) == (State.CONNECTING, "", math.inf)
+        one.control(Refusal(1, 1, "no"), 1.0)
+    assert (one.state, one.reason, one.deadline_s()) == (State.CONNECTING, "", math.inf)
 
 
 def test_market_data_before_the_confirmation_is_welcome() -> None:
-    made = session()
-    made.opened(0.0)
-    made.data(0.1)
-    assert made.state is State.SUBSCRIBING
+    one = session()
+    one.opened(0.0)
+    one.hear(trade(), 0.1)
+    assert one.state is State.SUBSCRIBING
 
 
 def test_a_request_without_an_answer_ends_the_session() -> None:
-    made = session()
-    made.opened(5.0)
-    assert made.deadline_s() <= 5.0
-    made.due(5.0)
-    made.data(14.0)
-    assert made.deadline_s() == 15.0
-    made.tick(14.9)
-    assert not made.over
-    made.tick(15.0)
-    assert (made.state, made.reason) == (State.CLOSING, "no answer to request (1,)")
+    one = session()
+    one.opened(5.0)
+    assert one.deadline_s() <= 5.0
+    one.due(5.0)
+    one.hear(trade(), 14.0)
+    assert one.deadline_s() == 15.0
+    one.tick(14.9)
+    assert not one.over
+    one.tick(15.0)
+    assert (one.state, one.reason) == (State.CLOSING, "no answer to request (1,)")
 
 
 def test_a_stream_that_is_not_listed_ends_the_session_by_name() -> None:
-    made = session()
-    made.opened(0.0)
-    made.due(0.0)
-    made.control(Ack(1), 0.1)
-    made.due(0.1)
-    made.control(Subscriptions(2, ("a", "z")), 0.2)
-    assert (made.state, made.reason) == (State.CLOSING, "not subscribed: b; never asked for: z")
+    one = session()
+    one.opened(0.0)
+    one.due(0.0)
+    one.control(Ack(1), 0.1)
+    one.due(0.1)
+    one.control(Subscriptions(2, ("a", "z")), 0.2)
+    assert (one.state, one.reason) == (State.CLOSING, "not subscribed: b; never asked for: z")
 
 
 def test_a_refusal_ends_the_session() -> None:
-    made = live()
-    made.control(Refusal(None, -1, "too many"), 1.0)
-    assert (made.state, made.reason) == (State.CLOSING, "refused: -1 too many")
+    one = live()
+    one.control(Refusal(None, -1, "too many"), 1.0)
+    assert (one.state, one.reason) == (State.CLOSING, "refused: -1 too many")
 
 
 def test_silence_makes_a_connection_stale_and_data_puts_it_off() -> None:
-    made = live(at_s=100.0)
-    made.data(110.0)
-    assert made.deadline_s() == 140.0
-    made.tick(139.9)
-    assert made.state is State.LIVE
-    made.tick(140.0)
-    assert (made.state, made.reason, made.over) == (State.STALE, "no market data for 30 s", True)
+    one = live(at_s=100.0)
+    one.hear(trade(), 110.0)
+    assert one.deadline_s() == 140.0
+    one.tick(139.9)
+    assert one.state is State.LIVE
+    one.tick(140.0)
+    assert (one.state, one.reason, one.over) == (State.STALE, "no market data for 30 s", True)
 
 
 def test_a_paced_key_that_falls_silent_among_others_is_told_by_name() -> None:
-    made = live(paced=("x", "y"))
+    one = live(markets=(X.symbol, Y.symbol))
     for now_s in range(1, 25):
-        made.data(float(now_s))
-        made.paced("x", float(now_s))
+        one.hear(mark(X), float(now_s))
         if now_s == 3:
-            made.paced("y", 3.0)
-    assert made.deadline_s() == 23.0
-    made.tick(24.0)
-    assert (made.state, made.reason) == (State.STALE, "silent for 20 s while others flow: y")
-    assert made.mute == frozenset(), "it was heard on this connection, so the next may watch it"
+            one.hear(mark(Y), 3.0)
+    assert one.deadline_s() == 23.0
+    one.tick(24.0)
+    assert (one.state, one.reason) == (State.STALE, "no mark price while others flow: Y/U:U")
+    assert one.mute == frozenset(), "it was heard on this connection, so the next may watch it"
 
 
 def test_a_key_that_was_never_heard_is_excused_next_time_until_it_is_heard() -> None:
-    first = live(paced=("x", "y"))
-    first.data(19.0)
-    first.paced("x", 19.0)
+    first = live(markets=(X.symbol, Y.symbol))
+    first.hear(trade(), 19.0)
+    first.hear(mark(X), 19.0)
     first.tick(20.0)
-    assert (first.state, first.mute) == (State.STALE, frozenset({"y"}))
+    assert (first.state, first.mute) == (State.STALE, frozenset({Y.symbol}))
 
-    second = live(paced=("x", "y"), excused=tuple(first.mute))
-    second.data(19.0)
-    second.paced("x", 19.0)
+    second = live(markets=(X.symbol, Y.symbol), excused=tuple(first.mute))
+    second.hear(trade(), 19.0)
+    second.hear(mark(X), 19.0)
     second.tick(20.0)
-    assert (second.state, second.mute) == (State.LIVE, frozenset({"y"}))
-    second.paced("y", 21.0)
+    assert (second.state, second.mute) == (State.LIVE, frozenset({Y.symbol}))
+    second.hear(mark(Y), 21.0)
     assert second.mute == frozenset()
-    second.data(30.0)
-    second.paced("x", 30.0)
+    second.hear(trade(), 30.0)
+    second.hear(mark(X), 30.0)
     second.tick(41.0)
-    assert (second.state, second.reason) == (State.STALE, "silent for 20 s while others flow: y")
+    assert (second.state, second.reason) == (State.STALE, "no mark price while others flow: Y/U:U")
 
 
 def test_a_connection_is_left_before_it_is_too_old() -> None:
-    made = live()
-    made.data(999.0)
-    assert made.deadline_s() == 1000.0
-    made.tick(1000.0)
-    assert (made.state, made.live_for_s(1000.0)) == (State.CLOSING, 1000.0)
+    one = live()
+    one.hear(trade(), 999.0)
+    assert one.deadline_s() == 1000.0
+    one.tick(1000.0)
+    assert (one.state, one.live_for_s(1000.0)) == (State.CLOSING, 1000.0)
     assert session().live_for_s(5.0) == 0.0
 
 
 def test_the_first_reason_stays() -> None:
-    made = live()
-    made.tick(40.0)
-    made.lost("connection reset")
-    assert (made.state, made.reason) == (State.CLOSED, "no market data for 30 s")
+    one = live()
+    one.tick(40.0)
+    one.lost("connection reset")
+    assert (one.state, one.reason) == (State.CLOSED, "no market data for 40 s")
 
 
 def test_the_diagram_shows_every_change() -> None:
@@ -166,7 +194,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.session = session(paced=("x", "y"))
+        self.session = session(markets=(X.symbol, Y.symbol))
         self.before = self.session.state
         self.now_s = 0.0
 
@@ -189,11 +217,9 @@ class AnyOrder(RuleBasedStateMachine):
         self.fired()
 
     @precondition(lambda self: self.session.state in (State.SUBSCRIBING, State.LIVE))
-    @rule(key=st.sampled_from(["x", "y", ""]))
-    def data(self, key: str) -> None:
-        self.session.data(self.now_s)
-        if key:
-            self.session.paced(key, self.now_s)
+    @rule(event=st.sampled_from([trade(X), trade(Y), mark(X), mark(Y)]))
+    def data(self, event: MarketTrade | MarkPrice) -> None:
+        self.session.hear(event, self.now_s)
         self.fired()
 
     @rule(what=st.sampled_from(["opened", "stop", "lost", "data", "refusal"]))
@@ -202,7 +228,7 @@ class AnyOrder(RuleBasedStateMachine):
             "opened": lambda: self.session.opened(self.now_s),
             "stop": self.session.stop,
             "lost": lambda: self.session.lost("gone"),
-            "data": lambda: self.session.data(self.now_s),
+            "data": lambda: self.session.hear(trade(), self.now_s),
             "refusal": lambda: self.session.control(Refusal(1, 1, "no"), self.now_s),
         }
         try:

@@ -84,7 +84,7 @@ def test_answers_to_nothing_are_ignored() -> None:
 
 @given(st.dictionaries(st.text(min_size=1, max_size=3), st.integers(1, 8), max_size=30))
 def test_plans_keep_markets_whole_in_order_and_within_the_room(streams: dict[str, int]) -> None:
-    groups = plan(streams, max_streams=10)
+    groups = plan(streams, capacity=10)
     assert [market for group in groups for market in group] == list(streams)
     sums = [sum(streams[market] for market in group) for group in groups]
     assert all(0 < total <= 8 for total in sums)
@@ -93,5 +93,5 @@ def test_plans_keep_markets_whole_in_order_and_within_the_room(streams: dict[str
 
 
 def test_a_market_that_no_connection_can_carry_is_an_error() -> None:
-    with pytest.raises(ValueError, match="X needs 9 streams; a connection carries 8"):
-        plan({"X": 9}, max_streams=10)
+    with pytest.raises(ValueError, match="X needs 9 of a connection's 8"):
+        plan({"X": 9}, capacity=10)
