@@ -1,4 +1,4 @@
-"""Recorded market data: our own recordings, written and read, and the foreign formats that tapes come in.
+"""Recorded market data: the formats that tapes come in, our own recordings (`feeds.recording`) among them.
 
 Whatever the source, `tape_frames` yields websocket frames as an exchange would send them, so that a replay goes
 through the codec like everything else.
@@ -6,22 +6,22 @@ through the codec like everything else.
 
 import csv
 import gzip
-import io
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import IO, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from feeds.events import Entry
 from feeds.market import NS_PER_MS, NS_PER_S
+from feeds.recording import SUFFIX, is_recording, play, regular
 
-FLUSH_FRAMES = 1000
-"""Frames a killed recorder may lose."""
+_LINE_MAX_BYTES = 16 << 20
+"""A longer line is no recorded frame; what a compressed file may unfold to is bounded by it."""
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
@@ -54,8 +54,8 @@ class CandleColumns(NamedTuple):
     volume: npt.NDArray[np.float64]
 
 
-class _Line(msgspec.Struct, omit_defaults=True):
-    """A line of our own recordings: ``{"ns":…,"text":…}``, or ``"data"``, base64, for a binary frame."""
+class _Line(msgspec.Struct):
+    """A line of our first recordings: ``{"ns":…,"text":…}``, or ``"data"``, base64, for a binary frame."""
 
     ns: int
     text: str | None = None
@@ -65,55 +65,8 @@ class _Line(msgspec.Struct, omit_defaults=True):
 _line_of = msgspec.json.Decoder(_Line).decode
 
 
-class Recorder:
-    """Write frames to a gzip file of JSON lines, bounded in size.
-
-    A part that has grown past `part_bytes` (compressed) is renamed from ``x.jsonl.gz`` to ``x.1.jsonl.gz``, ``x.2…``,
-    and so is a file that a former recorder left; beyond `parts` of them the oldest is deleted. `parts_of` lists them.
-    """
-
-    def __init__(self, path: Path, *, part_bytes: int = 256 << 20, parts: int = 16) -> None:
-        self._path, self._part_bytes, self._parts = path, part_bytes, parts
-        self._unflushed = 0
-        self._open()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def write(self, receive_time_ns: int, frame: str | bytes) -> None:
-        """Append a frame; OSError when the disk refuses."""
-        line = _Line(receive_time_ns, frame) if isinstance(frame, str) else _Line(receive_time_ns, None, frame)
-        self._out.write(msgspec.json.encode(line) + b"\n")
-        self._unflushed += 1
-        if self._unflushed >= FLUSH_FRAMES:
-            self._out.flush()
-            self._unflushed = 0
-            if self._file.tell() >= self._part_bytes:
-                self.close()
-                self._open()
-
-    def close(self) -> None:
-        """Write what is buffered and close the part."""
-        self._out.close()
-        self._file.close()
-
-    def _open(self) -> None:
-        if self._path.exists():
-            numbers = [_number(part) for part in parts_of(self._path)[:-1]]
-            self._path.rename(_numbered(self._path, max(numbers, default=0) + 1))
-            for old in sorted(numbers)[: max(0, len(numbers) + 1 - self._parts)]:
-                _numbered(self._path, old).unlink()
-        self._file = self._path.open("wb")
-        self._out = gzip.GzipFile(fileobj=self._file, mode="wb", compresslevel=3, mtime=0)
-
-
 def parts_of(path: Path) -> list[Path]:
-    """List the parts of the recording `path`, oldest first, `path` itself last."""
+    """List the parts of our first recordings, oldest first, `path` itself last."""
     stem, suffix = path.name.split(".", 1) if "." in path.name else (path.name, "")
     old = [p for p in path.parent.glob(f"{stem}.*.{suffix}") if _number(p) and p == _numbered(path, _number(p))]
     return [*sorted(old, key=_number), path]
@@ -130,9 +83,9 @@ def _number(path: Path) -> int:
 
 
 def read_frames(path: Path) -> Iterator[Frame]:
-    """Yield the frames that a capture received, in order of arrival.
+    """Yield the frames that a text capture received, in order of arrival.
 
-    Known: our own recordings; hftbacktest (``recv_ns json``); cryptofeed's raw websocket files (``recv_s: json``). A
+    Known: our first recordings; hftbacktest (``recv_ns json``); cryptofeed's raw websocket files (``recv_s: json``). A
     file cut off by a kill ends where it was cut.
 
     Raises:
@@ -149,14 +102,20 @@ def read_frames(path: Path) -> Iterator[Frame]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
+    with regular(path) as file:
         zipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        source: Iterable[bytes] = gzip.GzipFile(fileobj=file) if zipped else file
         try:
-            yield from source
+            yield from _bounded(gzip.GzipFile(fileobj=file) if zipped else file)
         except EOFError:
             return
+
+
+def _bounded(source: gzip.GzipFile | IO[bytes]) -> Iterator[bytes]:
+    while line := source.readline(_LINE_MAX_BYTES):
+        if len(line) == _LINE_MAX_BYTES:
+            raise ValueError(f"a line of more than {_LINE_MAX_BYTES} bytes")
+        yield line
 
 
 def _parse_line(line: bytes) -> Frame | None:
@@ -176,8 +135,8 @@ def _parse_line(line: bytes) -> Frame | None:
 
 def read_agg_trades(path: Path) -> Iterator[AggTrade]:
     """Yield the rows of Binance's official daily aggTrades dump (a zip of one csv, with or without a header)."""
-    with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as raw:
-        for number, row in enumerate(csv.reader(io.TextIOWrapper(raw, "ascii")), 1):
+    with regular(path) as file, zipfile.ZipFile(file) as archive, archive.open(archive.namelist()[0]) as raw:
+        for number, row in enumerate(csv.reader(line.decode("ascii") for line in _bounded(raw)), 1):
             if number == 1 and not row[0].isdigit():
                 continue
             try:
@@ -210,12 +169,23 @@ def agg_trade_data(native: str, trade: AggTrade, event_time_ms: int) -> str:
     )
 
 
-def tape_frames(path: Path, native: str) -> Iterator[Frame]:
-    """Yield any tape of trades as frames for the codec; `native` names the market where the file does not.
+def tape_frames(path: Path, native: str, torn: Callable[[str], None] = lambda _: None) -> Iterator[Frame]:
+    """Yield any tape of trades as frames for one codec; `native` names the market where the file does not.
 
-    A dump of aggTrades is encoded, Binance's ``@trade`` frames become aggTrades of one execution, and a recording in
-    parts is read from its oldest part on.
+    A dump of aggTrades is encoded, Binance's ``@trade`` frames become aggTrades of one execution, a recording of ours
+    is a file or a folder, and an old one in parts is read from its oldest part on.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is none; the message names the file.
+
     """
+    if path.is_dir() or is_recording(path):
+        recordings = recordings_in(path) if path.is_dir() else [path]
+        for _, record in play(recordings, torn):
+            if record.entry is Entry.FRAME:
+                yield Frame(record.time_ns, record.payload)
+        return
     if zipfile.is_zipfile(path):
         yield from frames_from_trades(native, read_agg_trades(path))
         return
@@ -228,9 +198,22 @@ def tape_frames(path: Path, native: str) -> Iterator[Frame]:
                 yield Frame(frame.receive_time_ns, agg_trade_frame(push.s, push.agg(), push.E))
 
 
+def recordings_in(folder: Path) -> list[Path]:
+    """List the files of our recordings in a folder.
+
+    Raises:
+        ValueError: there are none, or one is a symbolic link.
+
+    """
+    found = sorted(folder.glob(f"*{SUFFIX}"))
+    if not found:
+        raise ValueError(f"{folder}: no recording ({SUFFIX}) in this folder")
+    return found
+
+
 def tape_trades(path: Path, native: str) -> Iterator[AggTrade]:
     """Yield the trades of market `native` from any tape that `tape_frames` reads."""
-    if zipfile.is_zipfile(path):
+    if path.is_file() and zipfile.is_zipfile(path):
         yield from read_agg_trades(path)
         return
     for frame in tape_frames(path, native):

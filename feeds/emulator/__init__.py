@@ -1,4 +1,4 @@
-"""An exchange on loopback: Binance USDⓈ-M futures over recorded or invented tapes, on a clock of its own speed."""
+"""An exchange on loopback, in the dialect of one of five, over recorded or invented tapes, on a clock of its own."""
 
 from feeds.emulator.server import Emulator, serve
 from feeds.emulator.sources import tape_from

@@ -1,95 +1,146 @@
-"""What falls due on one connection: the pure half of the emulated websocket."""
+"""What falls due on one connection of any exchange; how it is written is the dialect's affair."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Literal, NamedTuple
 
-from feeds.capture import agg_trade_data
-from feeds.emulator.tape import Tape
-from feeds.emulator.venue import INTERVALS_MS, Venue, agg_trades, kline_data, mark_data
+from feeds.emulator.funding import next_funding, settlements
+from feeds.emulator.tape import T, Tape
+from feeds.emulator.venue import Venue
 
-TRADE_LAG_MS = 120
-"""How long after a trade its message leaves; the exchange aggregates for 100 ms (120 to 155 ms in captures)."""
-KLINE_LAG_MS = 250
-"""Likewise for candles, forming and closed."""
-KLINE_PACE_MS = 250
-"""The least time between two pushes of a forming candle."""
 WINDOW_MS = 600_000
 """The most exchange time played in one go to a connection that has fallen behind."""
-FAMILIES = {"market": ("aggTrade", "kline", "markPrice"), "public": ("trade",)}
-"""What each routed path carries; the un-routed root acknowledges and stays silent."""
 
-Event = tuple[int, str, str]
-"""Event time in ms, stream, data as JSON."""
+Kind = Literal["trades", "candles", "mark", "funding"]
+
+
+class Pace(NamedTuple):
+    """How late and how often an exchange speaks."""
+
+    trade_lag_ms: int = 100
+    """From a trade to its message."""
+    trade_batch_ms: int = 0
+    """Trades within the same so many ms share a message; at 0 each has its own."""
+    candle_lag_ms: int = 250
+    """From a trade, or a candle's end, to the candle that says so."""
+    candle_pace_ms: int | None = 250
+    """The least time between two pushes of a forming candle; None: only closed candles are pushed."""
+
+
+class Channel(NamedTuple):
+    """One thing that can be subscribed to."""
+
+    native: str
+    kind: Kind
+    step_ms: int = 0
+    """Of candles their interval, of the mark price the time between two pushes."""
+
+
+class Trades(NamedTuple):
+    """Executions that share a message; rows in the order of `T`."""
+
+    topic: str
+    tape: Tape
+    event_ms: int
+    rows: list[list[int]]
+
+
+class Bar(NamedTuple):
+    """A candle, forming or closed, in the order of `K`."""
+
+    topic: str
+    tape: Tape
+    event_ms: int
+    bar: list[int]
+    step_ms: int
+    closed: bool
+
+
+class Mark(NamedTuple):
+    """The mark price, which is the last one traded, and the funding to come (of kind ``funding``: just settled)."""
+
+    topic: str
+    tape: Tape
+    event_ms: int
+    price: int
+    rate: str
+    """Empty, with `funding_ms` 0, on a tape without funding."""
+    funding_ms: int
+
+
+Happening = Trades | Bar | Mark
 
 
 class Player:
-    """What one connection has subscribed to, and the events of it that fall due."""
+    """What one connection has subscribed to, and what of it falls due."""
 
-    def __init__(self, venue: Venue, family: str) -> None:
-        self.streams: dict[str, None] = {}
-        self._venue, self._carried = venue, FAMILIES.get(family, ())
+    def __init__(self, venue: Venue, pace: Pace) -> None:
+        self.topics: dict[str, Channel | None] = {}
+        """By the name under which the connection knows it; None: accepted, and silent for ever."""
+        self._venue, self._pace = venue, pace
         self._seen_ms = venue.clock.now_ms()
         self._pushed_ms: dict[str, int] = {}
 
-    def subscribe(self, names: Iterable[str]) -> None:
-        """Play these streams too, from now on; unknown ones are accepted and stay silent, as the exchange does it."""
-        self.streams.update(dict.fromkeys(names))
+    def subscribe(self, topic: str, channel: Channel | None) -> None:
+        """Play this too, from now on; the exchange's clock begins with the first subscription of all."""
+        self.topics[topic] = channel
+        self._venue.clock.begin()
 
-    def unsubscribe(self, names: Iterable[str]) -> None:
-        """Play these no more."""
-        for name in names:
-            self.streams.pop(name, None)
+    def unsubscribe(self, topic: str) -> None:
+        """Play this no more."""
+        self.topics.pop(topic, None)
+        self._pushed_ms.pop(topic, None)
 
-    def due(self, now_ms: int) -> list[tuple[str, str]]:
-        """Return streams and data of what happened since the last call up to `now_ms`, in order of event time."""
+    def due(self, now_ms: int) -> list[Happening]:
+        """Return what happened since the last call up to `now_ms`, in order of event time."""
         now_ms = min(now_ms, self._seen_ms + WINDOW_MS)
-        events = [event for name in self.streams for event in self._stream(name, self._seen_ms, now_ms)]
+        happened = [one for topic in self.topics for one in self._topic(topic, self._seen_ms, now_ms)]
         self._seen_ms = now_ms
-        events.sort(key=lambda event: event[0])
-        return [(name, data) for _, name, data in events]
+        happened.sort(key=lambda one: one.event_ms)
+        return happened
 
-    def _stream(self, name: str, after_ms: int, now_ms: int) -> Iterator[Event]:
-        symbol, _, channel = name.partition("@")
-        tape = self._venue.tapes.get(symbol.upper())
-        kind, _, variant = channel.partition("_")
-        kind, _, pace = kind.partition("@")
-        if tape is None or kind not in self._carried:
+    def _topic(self, topic: str, after_ms: int, now_ms: int) -> Iterator[Happening]:
+        channel = self.topics[topic]
+        tape = channel and self._venue.tapes.get(channel.native)
+        if channel is None or tape is None:
             return
-        if kind in ("aggTrade", "trade"):
-            yield from _trades(tape, name, kind, after_ms, now_ms)
-        elif kind == "markPrice":
-            every_ms = 1000 if pace == "1s" else 3000
-            second = now_ms // every_ms * every_ms
-            if second > after_ms:
-                yield second, name, mark_data(tape, second)
-        elif variant in INTERVALS_MS:
-            yield from self._klines(tape, name, variant, after_ms, now_ms)
+        if channel.kind == "trades":
+            yield from self._trades(topic, tape, after_ms, now_ms)
+        elif channel.kind == "candles":
+            yield from self._candles(topic, tape, channel.step_ms, after_ms, now_ms)
+        elif channel.kind == "mark":
+            at = now_ms // channel.step_ms * channel.step_ms
+            if at > after_ms:
+                yield Mark(topic, tape, at, tape.price_at(at), *next_funding(tape, at))
+        else:
+            for at in settlements(tape, start_ms=after_ms + 1, end_ms=now_ms):
+                yield Mark(topic, tape, at, tape.price_at(at), *next_funding(tape, at - 1))
 
-    def _klines(self, tape: Tape, name: str, interval: str, after_ms: int, now_ms: int) -> Iterator[Event]:
-        """Push each candle's end once, and the forming one at most four times a second while it is traded."""
-        step = INTERVALS_MS[interval]
-        after, until = after_ms - KLINE_LAG_MS, now_ms - KLINE_LAG_MS
-        opens = after // step * step
-        for bar in tape.candles(step, start_ms=opens, end_ms=until + 1, now_ms=until):
+    def _trades(self, topic: str, tape: Tape, after_ms: int, now_ms: int) -> Iterator[Trades]:
+        """Let a message leave the lag after its batch of milliseconds has ended."""
+        lag, batch = self._pace.trade_lag_ms, max(1, self._pace.trade_batch_ms)
+        after, until = ((at - lag + 1) // batch * batch - 1 for at in (after_ms, now_ms))
+        rows = tape.trades(after, until).tolist()
+        if not self._pace.trade_batch_ms:
+            yield from (Trades(topic, tape, row[T.TIME] + lag, [row]) for row in rows)
+            return
+        for number, shared in groupby(rows, lambda row: row[T.TIME] // batch):
+            yield Trades(topic, tape, (number + 1) * batch - 1 + lag, list(shared))
+
+    def _candles(self, topic: str, tape: Tape, step: int, after_ms: int, now_ms: int) -> Iterator[Bar]:
+        """Push each candle's end once, and the forming one at the exchange's pace while it is traded."""
+        lag = self._pace.candle_lag_ms
+        after, until = after_ms - lag, now_ms - lag
+        for bar in tape.candles(step, start_ms=after // step * step, end_ms=until + 1, now_ms=until):
             end = bar[0] + step
             if end <= until:
-                event_ms = end + KLINE_LAG_MS
-                yield event_ms, name, kline_data(tape, bar, interval, event_ms=event_ms, closed=True)
-            elif self._may_push(name, now_ms) and len(tape.trades(max(after, bar[0] - 1), until)):
-                self._pushed_ms[name] = now_ms
-                yield now_ms, name, kline_data(tape, bar, interval, event_ms=now_ms, closed=False)
+                yield Bar(topic, tape, end + lag, bar, step, closed=True)
+            elif self._may_push(topic, now_ms):
+                since = self._pushed_ms.get(topic, after_ms) - lag
+                if len(tape.trades(max(since, bar[0] - 1), until)):
+                    self._pushed_ms[topic] = now_ms
+                    yield Bar(topic, tape, now_ms, bar, step, closed=False)
 
-    def _may_push(self, name: str, now_ms: int) -> bool:
-        return now_ms - self._pushed_ms.get(name, 0) >= KLINE_PACE_MS
-
-
-def _trades(tape: Tape, name: str, kind: str, after_ms: int, now_ms: int) -> Iterator[Event]:
-    for trade in agg_trades(tape, tape.trades(after_ms - TRADE_LAG_MS, now_ms - TRADE_LAG_MS)):
-        event_ms = trade.time_ms + TRADE_LAG_MS
-        if kind == "aggTrade":
-            yield event_ms, name, agg_trade_data(tape.native, trade, event_ms)
-        else:  # the tape knows aggregates only: each is sent as one execution, under its own id
-            maker = "true" if trade.buyer_is_maker else "false"
-            yield event_ms, name, (
-                f'{{"e":"trade","E":{event_ms},"T":{trade.time_ms},"s":"{tape.native}","t":{trade.id},'
-                f'"p":"{trade.price}","q":"{trade.size}","X":"MARKET","m":{maker}}}'
-            )  # fmt: skip
+    def _may_push(self, topic: str, now_ms: int) -> bool:
+        pace = self._pace.candle_pace_ms
+        return pace is not None and now_ms - self._pushed_ms.get(topic, 0) >= pace

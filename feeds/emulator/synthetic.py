@@ -45,7 +45,11 @@ CONTRACTS = {
     "ETHUSDT": Contract(2_600.0, 2, 3, 0.4),
     "SOLUSDT": Contract(150.0, 2, 2, 8.0),
     "XRPUSDT": Contract(0.58, 4, 1, 900.0),
+    "BTCUSD": Contract(64_000.0, 1, 0, 500.0),
+    "XBTUSD": Contract(64_000.0, 1, 0, 500.0),
+    "ETHUSD": Contract(2_600.0, 2, 0, 300.0),
 }
+"""By the exchange's name for the market, without hyphens; the last ones count sizes in contracts."""
 OTHER = Contract(1.0, 4, 0, 400.0)
 REGIMES = (
     Regime(0.0, 0.0004, 14.0, 180.0),
@@ -66,7 +70,7 @@ def synthetic_tape(native: str, *, seed: int, begin_ms: int) -> Tape:
     """
     if begin_ms % MINUTE_MS:
         raise ValueError(f"a synthetic tape begins at a whole minute, not at {begin_ms} ms")
-    contract = CONTRACTS.get(native, OTHER)
+    contract = CONTRACTS.get(native.replace("-", ""), OTHER)
     return Tape(
         native,
         np.empty((0, len(T)), np.int64),

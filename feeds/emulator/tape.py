@@ -48,11 +48,20 @@ class K(IntEnum):
     LAST = 11
 
 
+_PRICED = (K.OPEN, K.HIGH, K.LOW, K.CLOSE, K.QUOTE, K.BUY_QUOTE)
+
+
 class Block(NamedTuple):
     """The next piece of a growing tape: all trades up to, not including, `until_ms`, which is a whole minute."""
 
     until_ms: int
     trades: Rows
+
+
+def decimal_text(scaled: int, decimals: int) -> str:
+    """Write ``scaled / 10**decimals`` exactly, every decimal place shown."""
+    digits = str(scaled).zfill(decimals + 1)
+    return f"{digits[:-decimals]}.{digits[-decimals:]}" if decimals else digits
 
 
 def fold(trades: Rows, step_ms: int) -> Rows:
@@ -98,6 +107,10 @@ class Tape:
         self.price_decimals, self.size_decimals = price_decimals, size_decimals
         self._trades, self._bars = trades, fold(trades, MINUTE_MS)
         self._more = more
+        self.tick = 1
+        """The least step of its prices, in units of their last decimal."""
+        self._scale, self._spread, self._shift = 1, 1, np.zeros(len(T), np.int64)
+        self._aside: Rows | None = None
         self._known_ms = 0
         while more is not None and not len(self._trades):
             self._append(next(more))
@@ -111,9 +124,22 @@ class Tape:
         return self._more is not None
 
     @property
+    def halted(self) -> bool:
+        """Whether nothing is traded now."""
+        return self._aside is not None
+
+    @property
     def end_ms(self) -> int | None:
         """Time of the last trade; None when the tape does not end."""
         return None if self._more is not None else int(self._trades[-1, T.TIME])
+
+    def price_text(self, scaled: int) -> str:
+        """Write a price of this tape."""
+        return decimal_text(scaled, self.price_decimals)
+
+    def size_text(self, scaled: int) -> str:
+        """Write a size of this tape."""
+        return decimal_text(scaled, self.size_decimals)
 
     def trades(self, after_ms: int, until_ms: int) -> Rows:
         """Return the trades with ``after_ms < time <= until_ms``."""
@@ -159,15 +185,71 @@ class Tape:
             at, close = bar[0] + step_ms, bar[K.CLOSE]
         return out + [_empty(t, close) for t in range(at, end, step_ms)]
 
+    def halt(self, at_ms: int) -> None:
+        """Let nothing be traded from `at_ms` on, until `resume`."""
+        assert not self.halted, "halted already"
+        self._grow(at_ms)
+        self._aside = self._trades[np.searchsorted(self._trades[:, T.TIME], at_ms) :]
+        self._replace(at_ms, self._aside[:0])
+
+    def resume(self, at_ms: int) -> None:
+        """Trade again from `at_ms` on: what lay between never happened, and ids go on without a gap."""
+        assert self._aside is not None, "not halted"
+        self._grow(at_ms)
+        cut = int(np.searchsorted(self._aside[:, T.TIME], at_ms))
+        dropped, rest, self._aside = self._aside[:cut], self._aside[cut:], None
+        shift = np.zeros(len(T), np.int64)
+        if cut:
+            shift[T.ID] = cut
+            shift[[T.FIRST, T.LAST]] = dropped[-1, T.LAST] - dropped[0, T.FIRST] + 1
+        self._shift += shift
+        self._replace(at_ms, rest - shift)
+
+    def retick(self, at_ms: int, price_decimals: int) -> None:
+        """Change the tick to ``10**-price_decimals`` from `at_ms` on; what was traded before keeps its prices.
+
+        Prices to come are rounded to a coarser tick, or spread by their ids within the old one.
+        """
+        assert not self.halted, "halted"
+        self._grow(at_ms)
+        finer, scale = price_decimals - self.price_decimals, 1
+        if finer > 0:
+            scale = 10**finer
+            self.price_decimals = price_decimals
+            self._trades = self._trades * np.where(np.arange(len(T)) == T.PRICE, scale, 1)
+            self._bars = self._bars * np.where(np.isin(np.arange(len(K)), _PRICED), scale, 1)
+        self._scale, self._spread, self.tick = self._scale * scale, scale, 10 ** max(0, -finer)
+        self._replace(at_ms, self._ticked(self._trades[np.searchsorted(self._trades[:, T.TIME], at_ms) :]))
+
+    def _ticked(self, trades: Rows) -> Rows:
+        out = trades.copy()
+        price = trades[:, T.PRICE] + trades[:, T.ID] % self._spread
+        out[:, T.PRICE] = np.maximum((price + self.tick // 2) // self.tick, 1) * self.tick
+        return out
+
+    def _replace(self, from_ms: int, trades: Rows) -> None:
+        """Put `trades` in the place of those from `from_ms` on; candles follow."""
+        kept = np.searchsorted(self._trades[:, T.TIME], from_ms)
+        self._trades = np.concatenate((self._trades[:kept], trades))
+        minute = from_ms // MINUTE_MS * MINUTE_MS
+        bars, trades = self._bars[:, K.OPEN_MS] < minute, self._trades[self._trades[:, T.TIME] >= minute]
+        self._bars = np.concatenate((self._bars[bars], fold(trades, MINUTE_MS)))
+
     def _grow(self, until_ms: int) -> None:
         while self._more is not None and self._known_ms <= until_ms:
             self._append(next(self._more))
 
     def _append(self, block: Block) -> None:
-        kept = np.searchsorted(self._trades[:, T.TIME], block.until_ms - RETENTION_MS)
-        self._trades = np.concatenate((self._trades[kept:], block.trades))
-        self._bars = np.concatenate((self._bars, fold(block.trades, MINUTE_MS)))
         self._known_ms = block.until_ms
+        trades = block.trades - self._shift
+        trades[:, T.PRICE] *= self._scale
+        trades = self._ticked(trades)
+        if self._aside is not None:
+            self._aside = np.concatenate((self._aside, trades))
+            return
+        kept = np.searchsorted(self._trades[:, T.TIME], block.until_ms - RETENTION_MS)
+        self._trades = np.concatenate((self._trades[kept:], trades))
+        self._bars = np.concatenate((self._bars, fold(trades, MINUTE_MS)))
 
 
 def _empty(open_ms: int, close: int) -> list[int]:

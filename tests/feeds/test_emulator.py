@@ -1,51 +1,26 @@
 """The emulated exchange: tapes, what falls due, REST, websocket and faults; the clock is moved by hand."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
 
-import aiohttp
 import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from feeds.capture import AggTrade, read_agg_trades, read_candles
-from feeds.emulator import Emulator, Tape, serve, tape_from
+from feeds.emulator import Emulator, serve
 from feeds.emulator.clock import VirtualClock
-from feeds.emulator.player import KLINE_LAG_MS, TRADE_LAG_MS, Player
+from feeds.emulator.dialects.binance import PACE, Binance
 from feeds.emulator.sources import tape_of_candles, tape_of_trades
-from feeds.emulator.tape import MINUTE_MS, K, Rows, T, fold, regroup
-from feeds.emulator.venue import Venue, decimal_text
-from feeds.emulator.websocket import INBOUND_PER_S, TICK_S
+from feeds.emulator.tape import MINUTE_MS, K, Rows, T, decimal_text, fold, regroup
+from feeds.emulator.venue import Venue
+from feeds.emulator.websocket import TICK_S
 from tests.data import shared
-
-BEGIN_MS = 1_700_000_040_000
-START_MS = BEGIN_MS + 3 * 3_600_000 + 17_123
-TIMEOUT_S = 20.0
-
-
-class HandClock:
-    """A monotonic clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.ns = 0
-
-    def __call__(self) -> int:
-        return self.ns
-
-    def advance(self, seconds: float) -> None:
-        self.ns += round(seconds * 1e9)
-
-
-def invented(native: str = "BTCUSDT", seed: int = 3) -> Tape:
-    return tape_from("synthetic", native, seed=seed, begin_ns=BEGIN_MS * 1_000_000)
-
+from tests.feeds.emulators import BEGIN_MS, START_MS, TIMEOUT_S, HandClock, ask, drained, get, invented, joined, running
 
 # ---- tapes
 
@@ -194,12 +169,12 @@ STREAMS = ("btcusdt@aggTrade", "btcusdt@kline_1m", "btcusdt@kline_3m", "btcusdt@
 def played(ticks_ms: list[int], streams: tuple[str, ...] = STREAMS) -> list[tuple[str, dict[str, Any]]]:
     hand = HandClock()
     venue = Venue(VirtualClock(START_MS * 1_000_000, monotonic_ns=hand), {"BTCUSDT": invented()})
-    player = Player(venue, "market")
-    player.subscribe(streams)
+    wire = Binance(venue).connect("/market/stream", {"streams": "/".join(streams)}, 0.0)
     now, out = START_MS, []
     for tick in ticks_ms:
         now += tick
-        due = [(name, msgspec.json.decode(data)) for name, data in player.due(now)]
+        frames = [msgspec.json.decode(str(frame)) for frame in wire.due(now)]
+        due = [(frame["stream"], frame["data"]) for frame in frames]
         assert all(data["E"] <= now for _, data in due)
         assert all(data.get("T", 0) <= now for _, data in due if data["e"] == "aggTrade")
         out += due
@@ -243,8 +218,8 @@ def test_pushes_keep_the_pace_and_the_lag_of_the_exchange() -> None:
     assert min(b - a for a, b in pairwise(forming)) >= 250
     marks = [d["E"] for n, d in events if d["e"] == "markPriceUpdate"]
     assert marks == list(range(marks[0], marks[0] + 120_000, 1000))
-    assert {d["E"] - d["T"] for _, d in events if d["e"] == "aggTrade"} == {TRADE_LAG_MS}
-    assert {d["E"] - d["k"]["T"] - 1 for _, d in events if d["e"] == "kline" and d["k"]["x"]} == {KLINE_LAG_MS}
+    assert {d["E"] - d["T"] for _, d in events if d["e"] == "aggTrade"} == {PACE.trade_lag_ms}
+    assert {d["E"] - d["k"]["T"] - 1 for _, d in events if d["e"] == "kline" and d["k"]["x"]} == {PACE.candle_lag_ms}
     assert {d["T"] for _, d in events if d["e"] == "markPriceUpdate"} == {(START_MS // 28_800_000 + 1) * 28_800_000}
 
 
@@ -261,37 +236,6 @@ def shape(value: Any) -> Any:
 
 
 # ---- the server
-
-
-@asynccontextmanager
-async def running(hand: HandClock, speed: float = 1.0) -> AsyncIterator[tuple[Emulator, int]]:
-    tapes = {native: invented(native) for native in ("BTCUSDT", "ETHUSDT")}
-    emulator = Emulator(tapes, start_ns=START_MS * 1_000_000, speed=speed, monotonic_ns=hand)
-    port = await emulator.start()
-    try:
-        async with asyncio.timeout(TIMEOUT_S):
-            yield emulator, port
-    finally:
-        await emulator.stop()
-
-
-async def ask(socket: ClientConnection, method: str, *params: str, request_id: int = 1) -> Any:
-    await socket.send(msgspec.json.encode({"method": method, "params": params, "id": request_id}).decode())
-    async for text in socket:
-        frame = msgspec.json.decode(text)
-        if frame.get("id") == request_id:
-            return frame
-    raise AssertionError("closed before the answer")
-
-
-async def drained(socket: ClientConnection) -> None:
-    while True:
-        await socket.recv()
-
-
-def joined(port: int, path: str) -> connect:
-    """Connect; without a bound on its queue the client can say goodbye with frames unread."""
-    return connect(f"ws://127.0.0.1:{port}{path}", proxy=None, max_queue=None)
 
 
 async def test_subscribe_list_unsubscribe_over_the_combined_stream() -> None:
@@ -362,7 +306,7 @@ async def test_bad_requests_are_answered_with_an_error(text: str) -> None:
 
 async def test_too_many_requests_end_the_connection() -> None:
     async with running(HandClock()) as (_, port), joined(port, "/market/ws") as socket:
-        for number in range(INBOUND_PER_S):
+        for number in range(Binance.inbound_per_s):
             await ask(socket, "LIST_SUBSCRIPTIONS", request_id=number)
         with pytest.raises(ConnectionClosed) as closed:
             await ask(socket, "LIST_SUBSCRIPTIONS", request_id=99)
@@ -424,15 +368,6 @@ async def test_serve_says_its_port_and_ends_when_told() -> None:
 
 
 # ---- REST
-
-
-async def get(port: int, name: str, **query: int | str) -> tuple[int, Any]:
-    async with (
-        aiohttp.ClientSession() as session,
-        session.get(f"http://127.0.0.1:{port}/fapi/v1/{name}", params=query) as reply,
-    ):
-        body = await reply.read()
-        return reply.status, msgspec.json.decode(body) if body else None
 
 
 async def test_klines_are_the_fold_of_agg_trades_and_nothing_is_newer_than_the_clock() -> None:
