@@ -8,6 +8,10 @@ takes over at the boundary. So the signal for a candle does not depend on when t
 Event candles have the UTC day for an epoch; its fold begins with the last W candles of the day before. A day whose eve
 is not known has none, unless it is the market's first.
 
+With a guard on, a signal depends also on the model's sides of all candles since midnight, each from its own epoch's
+fold. So what is folded for a candle reaches back to the fold of its day's first, and nothing is answered before the day
+is known whole.
+
 Pure: no clock, no files.
 """
 
@@ -21,14 +25,17 @@ import msgspec
 import numpy as np
 
 from feeds.market import NS_PER_DAY, SEQ_PER_DAY, Candle, CandleSpec, Market
-from inference import lstm
-from inference.artifact import Artifact
+from inference import guards, lstm
+from inference.artifact import Artifact, Calibration
 from inference.features import INDICATORS, N_FEATURES, N_INDICATORS, update
-from inference.signals import Decision, Outlook, Rules, Side, confirm, decide
+from inference.guards import Guard
+from inference.revisions import RevisionBook, policy_under
+from inference.signals import Decision, Outlook, Rules, Side, confirm, decide, market_policy
 from inference.state import Fold
 
-_Snapshot = tuple[int, int, tuple[dict[str, object] | None, dict[str, object] | None], list[tuple[Candle, float]]]
-_SNAPSHOT = 1
+_Folds = tuple[dict[str, object] | None, dict[str, object] | None]
+_Snapshot = tuple[int, int, _Folds, list[tuple[Candle, float]], Guard | None]
+_SNAPSHOT = 2
 """Version of the snapshot's layout."""
 
 
@@ -72,31 +79,66 @@ class Model:
 class MarketEngine:
     """The model's state for one market and candle spec."""
 
-    def __init__(self, model: Model, market: Market, spec: CandleSpec) -> None:
-        self.model, self.market, self.spec = model, market, spec
+    def __init__(self, model: Model, market: Market, spec: CandleSpec, revisions: RevisionBook | None = None) -> None:
+        """Set up; `revisions`, for time candles only, take the place of the artifact's own calibration."""
+        assert revisions is None or spec.by_time, "the day of an event candle's revision is not told by its ordinal"
+        self.model, self.market, self.spec, self.revisions = model, market, spec, revisions
         self.horizon = model.horizon(spec)
+        self.policy = market_policy(model.policy, market.max_leverage)
         self._identity = f"{market.exchange}|{market.symbol}|{spec}|".encode()
         listed_ns = market.listed_at_ns
         self._first_seq = 0 if listed_ns is None or not spec.by_time else spec.seq_at(listed_ns) + 1
         self._epoch_number = -1
         self._current: Fold | None = None
         self._following: Fold | None = None
+        self._guarded = model.rules.guarded
+        self._guard: Guard | None = None
         self._tail: deque[tuple[Candle, float]] = deque(maxlen=0 if spec.by_time else model.warmup)
         self._x = np.zeros((1, N_FEATURES), np.float32)
         self._raw = np.zeros(N_INDICATORS)
         self._y = model.weights.answers(1)
 
+    @property
+    def key(self) -> str:
+        """What a snapshot depends on besides the candles."""
+        revised = f"/{self.revisions.source}" if self.revisions else ""
+        return f"{self.model.id}/{self.policy}{revised}"
+
+    def calibration(self, seq: int) -> tuple[Calibration, ...] | None:
+        """Return what is in force for candle `seq`, per horizon; None while its day's revision is not known."""
+        if self.revisions is None:
+            return self.model.artifact.manifest.calibration
+        return self.revisions.at(seq * self.spec.interval_ns)
+
+    def policy_for(self, seq: int) -> str:
+        """Hash what decides candle `seq` besides its inputs."""
+        if self.revisions is None:
+            return self.policy
+        lines = self.calibration(seq)
+        assert lines is not None, "nothing is said before the day's revision is known"
+        return policy_under(self.policy, lines)
+
     def fold_start(self, seq: int) -> int:
         """Ordinal at which the fold for time candle `seq` begins."""
-        return self._start_of(seq // self.model.epoch)
+        first = guards.day_begin(seq, self.spec) if self._guarded else seq
+        return self._start_of(first // self.model.epoch)
+
+    @property
+    def reach(self) -> int:
+        """Candles that a fold has at most."""
+        day = guards.candles_a_day(self.spec) if self._guarded and self.spec.by_time else 0
+        return self.model.warmup + self.model.epoch + day
 
     def _start_of(self, epoch: int) -> int:
         return max(epoch * self.model.epoch - self.model.warmup, self._first_seq)
 
     @property
     def phase(self) -> Phase:
-        """Cold before a fold began, warming until W candles are behind the present one, then ready."""
-        if self._current is not None and self._current.folded > self.model.warmup:
+        """Cold before a fold began, warming until W candles are behind the present one, then ready.
+
+        With a guard on also warming until the day's first candle, where the day so far is not known.
+        """
+        if self._ripe(self._current) and (self._guard is not None or not self._guarded):
             return Phase.READY
         return Phase.WARMING if self.folded else Phase.COLD
 
@@ -108,14 +150,14 @@ class MarketEngine:
 
     def reset(self) -> None:
         """Forget everything; the next candle begins a fold where one may begin."""
-        self._epoch_number, self._current, self._following = -1, None, None
+        self._epoch_number, self._current, self._following, self._guard = -1, None, None, None
         self._tail.clear()
 
     def advance(self, candle: Candle, funding: float) -> Answer | None:
         """Fold a closed candle; return what it decides once the model is ready.
 
         `funding`: what a long pays within the horizon, as a fraction. Candles must come in unbroken order of `seq`,
-        voids through `skip`.
+        voids through `skip`, and their `calibration` must be known.
         """
         self._turn(candle.seq)
         if self._tail.maxlen:
@@ -125,7 +167,14 @@ class MarketEngine:
         if self._current is None:
             return None
         decision = self._fold(self._current, candle, funding)
-        return Answer(decision, self._current.inputs_hash) if self.phase is Phase.READY else None
+        if not self._ripe(self._current):
+            return None
+        if not self._guarded:
+            return Answer(decision, self._current.inputs_hash)
+        if (guard := self._guard_for(candle.seq, self._current)) is None:
+            return None
+        self._guard = self._follow(guard, candle, decision)
+        return Answer(guards.guarded(decision, self._guard), self._guard.hash_with(self._current.chain))
 
     def skip(self, seq: int) -> str | None:
         """Fold the fact that the exchange has no candle `seq`; return the inputs hash once ready."""
@@ -133,7 +182,31 @@ class MarketEngine:
         for fold in (self._following, self._current):
             if fold is not None:
                 fold.link_void(seq)
-        return self._current.inputs_hash if self._current and self.phase is Phase.READY else None
+        if self._current is None or not self._ripe(self._current):
+            return None
+        if not self._guarded:
+            return self._current.inputs_hash
+        if (guard := self._guard_for(seq, self._current)) is None:
+            return None
+        self._guard = guards.pass_over(guard, seq)
+        return self._guard.hash_with(self._current.chain)
+
+    def _ripe(self, fold: Fold | None) -> bool:
+        return fold is not None and fold.folded > self.model.warmup
+
+    def _guard_for(self, seq: int, fold: Fold) -> Guard | None:
+        """Return the day's ledger before candle `seq` of a ripe `fold`; None: the day's first candles are not known.
+
+        A fold that holds the market's very first candle, or an event candle's day, says that there was no word before.
+        """
+        if self.spec.by_time and seq == guards.day_begin(seq, self.spec):
+            return guards.begin(seq)
+        is_whole = not self.spec.by_time or fold.start_seq == self._first_seq > 0
+        return guards.begin(seq) if self._guard is None and is_whole else self._guard
+
+    def _follow(self, guard: Guard, candle: Candle, decision: Decision) -> Guard:
+        rules = self.model.rules
+        return guards.follow(guard, seq=candle.seq, close=candle.close, wanted=decision.side, rules=rules)
 
     def _turn(self, seq: int) -> None:
         """Change over at an epoch's boundary, and begin the folds that begin at `seq`."""
@@ -155,7 +228,7 @@ class MarketEngine:
             return
         eve, listed_ns = self._epoch_number * SEQ_PER_DAY, self.market.listed_at_ns
         follows = 0 <= self._epoch_number == day - 1
-        self._epoch_number, self._current = day, None
+        self._epoch_number, self._current, self._guard = day, None, None
         tail = [(candle, funding) for candle, funding in self._tail if follows and candle.seq > eve]
         if len(tail) == self._tail.maxlen or (tail and tail[0][0].seq == eve + 1):
             self._current = self._begin(tail[0][0].seq)
@@ -171,7 +244,7 @@ class MarketEngine:
         self._features(fold.features, candle)
         lstm.step(self.model.weights, self._x, fold.h[None], fold.c[None], self._y)
         fold.link(candle, funding)
-        decision = self._decide(self._y, self._x[0], self._raw, fold.side, funding)
+        decision = self._decide(candle.seq, self._y, self._x[0], self._raw, fold.side, funding)
         fold.side = decision.side
         return decision
 
@@ -179,8 +252,10 @@ class MarketEngine:
         c, interval_ns = candle, self.spec.interval_ns  # 0 for event candles
         update(state, c.open, c.high, c.low, c.close, c.volume, c.close_time_ns, interval_ns, self._x[0], self._raw)
 
-    def _decide(self, y: lstm.F32, x: lstm.F32, raw: lstm.F64, held: Side, funding: float) -> Decision:
-        expected = self.model.artifact.expect(y, self.horizon)
+    def _decide(self, seq: int, y: lstm.F32, x: lstm.F32, raw: lstm.F64, held: Side, funding: float) -> Decision:
+        calibration = self.calibration(seq)
+        assert calibration is not None, "nothing is decided before the day's revision is known"
+        expected = self.model.artifact.expect(y, self.horizon, calibration)
         named = dict(zip(INDICATORS, raw.tolist(), strict=True))
         scale_bps = 1e4 * named["sigma"] * self.horizon**0.5
         outlook = Outlook(
@@ -194,13 +269,20 @@ class MarketEngine:
         confirmations = confirm(
             rsi=named["rsi"], macd_hist=named["macd_hist"], adx=named["adx"], percent_b=named["percent_b"], trend=trend
         )
-        return decide(outlook, held=held, funding=funding, rules=self.model.rules, confirmations=confirmations)
+        return decide(
+            outlook,
+            held=held,
+            funding=funding,
+            rules=self.model.rules,
+            confirmations=confirmations,
+            contract_leverage=self.market.max_leverage,
+        )
 
     def snapshot(self) -> bytes:
         """Write the whole state down, exactly."""
         folds = [fold.pack() if fold else None for fold in (self._current, self._following)]
         tail = [(msgspec.to_builtins(candle), funding) for candle, funding in self._tail]
-        return msgspec.msgpack.encode((_SNAPSHOT, self._epoch_number, folds, tail))
+        return msgspec.msgpack.encode((_SNAPSHOT, self._epoch_number, folds, tail, self._guard))
 
     def restore(self, snapshot: bytes) -> None:
         """Read back what `snapshot` wrote.
@@ -210,13 +292,13 @@ class MarketEngine:
 
         """
         try:
-            version, epoch, folds, tail = msgspec.msgpack.decode(snapshot, type=_Snapshot)
+            version, epoch, folds, tail, guard = msgspec.msgpack.decode(snapshot, type=_Snapshot)
             if version != _SNAPSHOT:
                 raise ValueError(f"the snapshot has layout {version}, this is {_SNAPSHOT}")
             current, following = (Fold.unpack(raw, self.model.shape) if raw else None for raw in folds)
         except msgspec.DecodeError as error:
             raise ValueError(f"the snapshot cannot be read: {error}") from error
-        self._epoch_number, self._current, self._following = epoch, current, following
+        self._epoch_number, self._current, self._following, self._guard = epoch, current, following, guard
         self._tail.clear()
         self._tail.extend(tail)
 
@@ -226,6 +308,11 @@ class MarketEngine:
         fold = self._following if changes_over else self._current
         assert fold is not None
         return fold
+
+    def _peeked(self, candle: Candle, fold: Fold, decision: Decision) -> Decision:
+        """Return what the guard would leave of a decision on the next candle."""
+        guard = self._guard_for(candle.seq, fold) if self._guarded else None
+        return decision if guard is None else guards.guarded(decision, self._follow(guard, candle, decision))
 
 
 class Peek(NamedTuple):
@@ -239,7 +326,8 @@ class Peek(NamedTuple):
 def peek(questions: Sequence[Peek]) -> list[Decision]:
     """Answer for many markets of one model in a single batch, leaving every state as it is.
 
-    Every engine must be ready and its candle the next one; an event candle must not be the first of its day.
+    Every engine must be ready, its candle the next one and `calibration` known for it; an event candle must not be the
+    first of its day.
     """
     if not questions:
         return []
@@ -255,6 +343,8 @@ def peek(questions: Sequence[Peek]) -> list[Decision]:
         folds.append(fold)
     lstm.peek(weights, x, h, c, y)
     return [
-        q.engine._decide(y[i : i + 1], x[i], raw[i], fold.side, q.funding)
+        q.engine._peeked(
+            q.candle, fold, q.engine._decide(q.candle.seq, y[i : i + 1], x[i], raw[i], fold.side, q.funding)
+        )
         for i, (q, fold) in enumerate(zip(questions, folds, strict=True))
     ]

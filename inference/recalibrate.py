@@ -10,13 +10,14 @@ Touch gets scale and shift, log variance a shift, direction a scale only: a shif
 drift of the last days, and on validation it made the loss worse almost everywhere.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from feeds.market import NS_PER_DAY
-from inference.artifact import Affine, Calibration
+from inference.artifact import Affine, Calibration, Manifest
 from inference.lstm import F64
 
 DAYS: Final = 7
@@ -47,8 +48,19 @@ class Past(NamedTuple):
     def before(self, day_ns: int, *, horizon_ns: int, days: int = DAYS) -> "Past":
         """Keep what closed within the `days` before midnight `day_ns` and had matured by then."""
         closed = self.close_time_ns
-        keep = (closed >= day_ns - days * NS_PER_DAY) & (closed + horizon_ns <= day_ns)
-        return Past(*(getattr(self, name)[keep] for name in self._fields))
+        return self.rows((closed >= day_ns - days * NS_PER_DAY) & (closed + horizon_ns <= day_ns))
+
+    def rows(self, keep: Mask | NDArray[np.int64]) -> "Past":
+        """Return some rows, or all in another order."""
+        return Past._make(column[keep] for column in self)
+
+    @classmethod
+    def pooled(cls, parts: Sequence["Past"]) -> "Past":
+        """Join the rows of several; none are no rows."""
+        if not parts:
+            nothing, never = np.empty(0), np.empty(0, np.bool_)
+            return cls(np.empty(0, np.int64), nothing, nothing, nothing, never, never, nothing)
+        return cls._make(np.concatenate(columns) for columns in zip(*parts, strict=True))
 
 
 def observations(close_time_ns: NDArray[np.int64], horizon_ns: int) -> int:
@@ -57,7 +69,11 @@ def observations(close_time_ns: NDArray[np.int64], horizon_ns: int) -> int:
 
 
 def revise(own: Calibration, past: Past, *, horizon_ns: int, deviation: float = DEVIATION) -> Calibration:
-    """Revise one horizon's calibration by what `Past.before` left; nothing left returns `own`."""
+    """Revise one horizon's calibration by what `Past.before` left; nothing left returns `own`.
+
+    The order of rows does not show in the last bit either: they are put in one order before anything is summed.
+    """
+    past = past.rows(np.lexsort(past[::-1]))
     hit = past.touched
     n, n_hit = (observations(past.close_time_ns[rows], horizon_ns) for rows in (slice(None), hit))
     return Calibration(
@@ -65,6 +81,27 @@ def revise(own: Calibration, past: Past, *, horizon_ns: int, deviation: float = 
         direction=_probability(own.direction, past.p_up[hit], past.up[hit], n_hit, deviation, shifted=False),
         log_variance=_offset(own.log_variance, past.log_variance_ratio, past.realised, n, deviation),
     )
+
+
+def revise_all(
+    manifest: Manifest, pasts: Sequence[Past], day_ns: int, interval_ns: int
+) -> tuple[tuple[Calibration, ...], tuple[int, ...]]:
+    """Revise each horizon's calibration for the UTC day from `day_ns`; return it with the observations it rests on.
+
+    `pasts`: per horizon, of candles of one spec `interval_ns` apart. What had not matured by then is left out here.
+    """
+    lines, counts = [], []
+    for own, horizon, past in zip(own_lines(manifest), manifest.horizons, pasts, strict=True):
+        horizon_ns = horizon * interval_ns
+        before = past.before(day_ns, horizon_ns=horizon_ns)
+        lines.append(revise(own, before, horizon_ns=horizon_ns))
+        counts.append(observations(before.close_time_ns, horizon_ns))
+    return tuple(lines), tuple(counts)
+
+
+def own_lines(manifest: Manifest) -> tuple[Calibration, ...]:
+    """Return the artifact's own calibration, per horizon."""
+    return manifest.calibration or (Calibration(),) * len(manifest.horizons)
 
 
 def _probability(own: Affine, p: F64, outcome: Mask, n: int, deviation: float, *, shifted: bool = True) -> Affine:

@@ -1,9 +1,10 @@
-"""From what the model expects to what is published: side, edge net of costs, stop and leverage hints, and why.
+"""From what the model expects to what is published: side, edge net of costs, stop, leverage and size hints, and why.
 
 Pure functions of the model's outlook, the side held so far and the operator's rules. No claim of profit is made here:
 the side is flat unless the expected move pays the round trip.
 """
 
+import hashlib
 import math
 from enum import StrEnum
 
@@ -29,6 +30,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """A side is taken when its edge is above this."""
     exit_edge_bps: float = -2.0
     """A side is kept while its edge stays above this; below `enter_edge_bps`, so that a side does not flicker."""
+    probability_min: float = 0.0
+    """A side is taken when its probability is at least this."""
     stop_multiple: float = 1.5
     """Distance of the stop in predicted standard deviations over the horizon."""
     leverage_cap: float = 20.0
@@ -37,11 +40,27 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the position's value at which the exchange liquidates."""
     liquidation_distance: float = 2.0
     """Liquidation lies at least this many stop distances away."""
+    volatility_target_bps: float = 10.0
+    """Deviation of equity over the horizon that the size hint aims at."""
+    cooldown_candles: int | None = None
+    """Candles to stay flat after a losing exit; None: no such guard. See `inference.guards`."""
+    daily_loss_limit_bps: float | None = None
+    """Loss of a UTC day at which to stay flat until it ends; None: no such guard."""
+
+    @property
+    def fill_bps(self) -> float:
+        """Cost of one fill at market, bps of the position's value."""
+        return self.taker_fee_bps + self.half_spread_bps
 
     @property
     def round_trip_bps(self) -> float:
         """Cost of opening and closing at market, bps of the position's value."""
-        return 2.0 * (self.taker_fee_bps + self.half_spread_bps)
+        return 2.0 * self.fill_bps
+
+    @property
+    def guarded(self) -> bool:
+        """Whether a guard may overrule the model's side."""
+        return self.cooldown_candles is not None or self.daily_loss_limit_bps is not None
 
 
 class Outlook(msgspec.Struct, frozen=True):
@@ -81,6 +100,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """Expected move in the better direction less round trip and funding."""
     stop_bps: float
     max_leverage: float
+    size_hint: float
+    """Value of a position as a multiple of equity, for the operator's target of volatility."""
     confirmations: list[Confirmation]
     reasons: list[str]
 
@@ -91,56 +112,84 @@ def _published(value: float) -> float:
 
 
 def decide(
-    outlook: Outlook, *, held: Side, funding: float, rules: Rules, confirmations: list[Confirmation]
+    outlook: Outlook,
+    *,
+    held: Side,
+    funding: float,
+    rules: Rules,
+    confirmations: list[Confirmation],
+    contract_leverage: float | None = None,
 ) -> Decision:
     """Decide on a side.
 
-    `held` is the side of the candle before; `funding` what a long pays within the horizon, as a fraction.
+    `held` is the side of the candle before; `funding` what a long pays within the horizon, as a fraction;
+    `contract_leverage` the most that the exchange allows on the contract, where it says.
     """
     p_long = outlook.p_touch * outlook.p_up
     p_short = outlook.p_touch - p_long
     move_bps = (p_long - p_short) * outlook.barrier_bps
     cost_bps = rules.round_trip_bps
     edges = {Side.LONG: move_bps - cost_bps - funding * 1e4, Side.SHORT: -move_bps - cost_bps + funding * 1e4}
-    side, reasons = _choose(edges, held, rules)
+    probabilities = {Side.SHORT: p_short, Side.FLAT: 1.0 - outlook.p_touch, Side.LONG: p_long}
+    side, reasons = _choose(edges, probabilities, held, rules)
     if not outlook.in_range:
         side, reasons = Side.FLAT, ["outside_training_range"]
-    p_flat = 1.0 - outlook.p_touch
     stop_bps = rules.stop_multiple * outlook.volatility_bps
+    max_leverage = leverage_limit(stop_bps, rules, contract_leverage)
     return Decision(
         side=side,
         p_short=_published(p_short),
-        p_flat=_published(p_flat),
+        p_flat=_published(probabilities[Side.FLAT]),
         p_long=_published(p_long),
-        confidence=_published({Side.SHORT: p_short, Side.FLAT: p_flat, Side.LONG: p_long}[side]),
+        confidence=_published(probabilities[side]),
         expected_move_bps=_published(move_bps),
         volatility_bps=_published(outlook.volatility_bps),
         edge_bps=_published(max(edges.values())),
         stop_bps=_published(stop_bps),
-        max_leverage=_published(leverage_limit(stop_bps, rules)),
+        max_leverage=_published(max_leverage),
+        size_hint=_published(size_hint(outlook.volatility_bps, rules.volatility_target_bps, max_leverage)),
         confirmations=confirmations,
         reasons=reasons,
     )
 
 
-def _choose(edges: dict[Side, float], held: Side, rules: Rules) -> tuple[Side, list[str]]:
+def _choose(
+    edges: dict[Side, float], probabilities: dict[Side, float], held: Side, rules: Rules
+) -> tuple[Side, list[str]]:
     """Pick a side with hysteresis: entering asks for more edge than staying."""
     best = max(edges, key=lambda side: edges[side])
-    if edges[best] > rules.enter_edge_bps:
+    pays = edges[best] > rules.enter_edge_bps
+    if pays and probabilities[best] >= rules.probability_min:
         return best, ["edge_above_cost"]
     if held is not Side.FLAT and edges[held] > rules.exit_edge_bps:
         return held, ["held_until_exit_edge"]
-    return Side.FLAT, ["edge_below_cost"]
+    return Side.FLAT, ["probability_below_min" if pays else "edge_below_cost"]
 
 
-def leverage_limit(stop_bps: float, rules: Rules) -> float:
-    """Return the most leverage at which liquidation lies `liquidation_distance` stops away, within the cap.
+def leverage_limit(stop_bps: float, rules: Rules, contract_leverage: float | None = None) -> float:
+    """Return the most leverage at which liquidation lies `liquidation_distance` stops away, within the caps.
 
     An isolated position of leverage L is liquidated after an adverse move of about 1/L less the maintenance margin.
     """
+    cap = rules.leverage_cap if contract_leverage is None else min(rules.leverage_cap, contract_leverage)
     distance = rules.liquidation_distance * stop_bps / 1e4 + rules.maintenance_margin
-    bound = math.floor(10.0 / distance) / 10.0 if distance > 0.0 else rules.leverage_cap
-    return max(1.0, min(rules.leverage_cap, bound))
+    bound = math.floor(10.0 / distance) / 10.0 if distance > 0.0 else cap
+    return max(1.0, min(cap, bound))
+
+
+def size_hint(volatility_bps: float, target_bps: float, max_leverage: float) -> float:
+    """Return the position's value, as a multiple of equity, whose predicted deviation is `target_bps` of equity.
+
+    Never above `max_leverage`. Volatility targeting: exposure in inverse proportion to predicted volatility.
+    """
+    return min(max_leverage, target_bps / volatility_bps) if volatility_bps > 0.0 else max_leverage
+
+
+def market_policy(policy: str, contract_leverage: float | None) -> str:
+    """Return a market's policy: the model's, and a contract's own cap on leverage where one is known."""
+    if contract_leverage is None:
+        return policy
+    return hashlib.blake2b(f"{policy}|{contract_leverage!r}".encode(), digest_size=8).hexdigest()
 
 
 def confirm(*, rsi: float, macd_hist: float, adx: float, percent_b: float, trend: float) -> list[Confirmation]:

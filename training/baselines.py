@@ -145,6 +145,8 @@ def learnt_forecasts(
     mean, std = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
 
     def linear(rows: NDArray[np.bool_], outcome: NDArray[np.bool_]) -> Floats:
+        if not _varied(outcome[rows]):
+            return np.full(len(xt), _level(outcome[rows]))
         model = sklearn.linear_model.LogisticRegression(C=1.0, max_iter=200)
         model.fit((x[rows] - mean) / std, outcome[rows])
         chance: Floats = model.predict_proba((xt - mean) / std)[:, 1]
@@ -158,6 +160,8 @@ def learnt_forecasts(
             "feature_fraction": 0.7, "bagging_fraction": 0.7, "bagging_freq": 1, "num_threads": 1, "verbose": -1,
             "seed": seed, "deterministic": True, "force_row_wise": True,
         }  # fmt: skip
+        if not _varied(outcome[rows]) or not held.any():
+            return np.full(int(held.sum()), _level(outcome[rows])), np.full(len(xt), _level(outcome[rows]))
         data = lightgbm.Dataset(x[rows], outcome[rows])
         check = lightgbm.Dataset(xv[held], truth[held], reference=data)
         stop = lightgbm.early_stopping(30, verbose=False)
@@ -175,6 +179,15 @@ def learnt_forecasts(
         "lightgbm": Forecast(p_touch, p_up, ratio),
         "lightgbm_shrunk": Forecast(p_touch, shrunk, ratio),
     }
+
+
+def _varied(outcome: NDArray[Any]) -> bool:
+    """Tell whether there is anything to learn: one class, or nothing at all, teaches no model."""
+    return bool(len(outcome)) and bool((outcome != outcome[0]).any())
+
+
+def _level(outcome: NDArray[Any]) -> float:
+    return float(outcome.mean()) if len(outcome) else 0.5
 
 
 def _design(rows: Rows, epochs: Epochs) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ count, at the places where the live state starts from zero. So no training row s
 
 import hashlib
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from feeds.market import NS_PER_S, CandleSpec
 from inference import features
 from training import labels
+from training.columns import Columns, columns_of, moment
 from training.labels import Labels
 from training.splits import Fold, Role
 
@@ -79,30 +81,32 @@ def sha256_of(path: Path) -> str:
 def read_series(path: Path) -> list[Series]:
     """Read a parquet file of candles as contiguous runs, cut where an interval is missing.
 
-    The interval is the smallest distance between two open times.
+    The interval is the smallest distance between two open times; see `columns_of` for what a file may look like.
 
     Raises:
-        CandlesError: not parquet, a column is missing, times do not ascend, or prices are not positive numbers.
+        CandlesError: not parquet, no candles, or candles that cannot be.
 
     """
-    columns = ("open_time", "open", "high", "low", "close", "volume")
     try:
         table = pyarrow.parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise CandlesError(f"{path.name}: not a readable parquet file: {str(error).splitlines()[0]}") from error
-    if missing := set(columns) - set(table.column_names):
-        raise CandlesError(f"{path.name}: no column {', '.join(sorted(missing))}")
-    opened = table["open_time"].to_numpy().astype("datetime64[ns]").astype(np.int64)
-    o, h, l, c, v = (table[name].to_numpy().astype(np.float64) for name in columns[1:])
+    try:
+        return _runs(path.stem, columns_of(table))
+    except ValueError as error:
+        raise CandlesError(f"{path.name}: {error}") from error
+
+
+def _runs(name: str, columns: Columns) -> list[Series]:
+    opened, *figures = columns
     steps = np.diff(opened)
-    if len(opened) < 2 or steps.min() <= 0:
-        raise CandlesError(f"{path.name}: open_time does not ascend over at least two candles")
-    if not (
-        np.isfinite(np.stack((o, h, l, c, v))).all() and min(o.min(), h.min(), l.min(), c.min()) > 0 and v.min() >= 0
-    ):
-        raise CandlesError(f"{path.name}: a price is not a positive number, or a volume negative")
+    if not len(steps):
+        raise ValueError("fewer than two candles")
     interval = int(steps.min())
-    whole = Series(path.stem, spec_text(interval), interval, opened + interval, o, h, l, c, v)
+    spec, astray = spec_text(interval), opened % interval != 0
+    if astray.any():
+        raise ValueError(f"open_time {moment(int(opened[astray.argmax()]))} is no whole multiple of {spec}")
+    whole = Series(name, spec, interval, opened + interval, *figures)
     edges = [0, *(np.flatnonzero(steps != interval) + 1), len(opened)]
     return [whole.rows(slice(a, b)) for a, b in itertools.pairwise(edges)]
 
@@ -112,7 +116,7 @@ def spec_text(interval_ns: int) -> str:
     for unit, length in (("h", 3600), ("m", 60), ("s", 1)):
         if interval_ns % (length * NS_PER_S) == 0:
             return f"{interval_ns // (length * NS_PER_S)}{unit}"
-    raise CandlesError(f"candles {interval_ns} ns apart have no spec")
+    raise CandlesError(f"candles {interval_ns / NS_PER_S:g} s apart are none that are known")
 
 
 def resample(series: Series, spec: str) -> Series | None:
@@ -141,7 +145,7 @@ def candle_files(paths: Iterable[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         inside = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-        files += [file for file in inside if file == path or not file.stem.endswith(("_funding", "_mark"))]
+        files += [file for file in inside if file == path or not re.search("[-_](funding|mark)", file.stem)]
     return files
 
 

@@ -5,28 +5,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from feeds.market import NS_PER_DAY, NS_PER_S
 from inference import artifact as artifacts
-from inference import recalibrate
-from inference.artifact import Artifact
-from training import baselines, costs, dataset, ensemble, score, trading, unseen
+from inference import outcomes, recalibrate
+from inference.artifact import Artifact, Manifest
+from training import costs, dataset, score, trading, unseen, walk
 from training import funding as settlements
-from training.baselines import Linear
 from training.dataset import CandlesError, Epochs, Series
-from training.forecasts import Rows, calibrated, prior_forecast, prior_of, rows_of
+from training.forecasts import Rows, calibrated, rows_of
 from training.online import online_forecast
 from training.score import Forecast, Outcome
-from training.splits import Role, cut
+from training.splits import Role
 from training.unseen import Run
+from training.walk import Fold
 
-VALIDATE_SHARE = 0.2
-"""Last part of the candles given for the baselines: it stops and shrinks them."""
-EARLIER_SHARE = 0.25
-"""Of the time of candles given for the baselines: if more lies before the first scored candle, the rest is left out."""
 REFERENCE = "har"
 """The variance baseline that others are set against."""
 
@@ -49,11 +44,12 @@ def evaluate(
     *,
     train: Sequence[Path] | None = None,
     since: dt.date | None = None,
+    folds: int = 1,
     funding: Sequence[Path] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Score an artifact on candle files; see `assess` for the arguments and errors."""
-    return assess(candles, artifact, train=train, since=since, funding=funding, seed=seed).result
+    return assess(candles, artifact, train=train, since=since, folds=folds, funding=funding, seed=seed).result
 
 
 def assess(
@@ -62,6 +58,7 @@ def assess(
     *,
     train: Sequence[Path] | None = None,
     since: dt.date | None = None,
+    folds: int = 1,
     funding: Sequence[Path] | None = None,
     seed: int = 0,
 ) -> Scored:
@@ -76,6 +73,9 @@ def assess(
         train: candles that the prior and the baselines are fitted on; without any, the prior, EWMA and HAR that the
             artifact brings along are used, and no others.
         since: score only what closes after this UTC day has begun.
+        folds: cuts of the scored span, at each of which the baselines are fitted anew on what `train` has before it;
+            with several, rows within the longest horizon after a cut are not scored, with one, candles of which hardly
+            any lie before it all teach.
         funding: parquet files with time and funding_rate, named after their market as the candles are; trades on a
             market whose settlements cover the scored span are charged.
         seed: of the bootstrap and the baselines.
@@ -86,23 +86,40 @@ def assess(
         ModuleNotFoundError: `train` is given and the extra ``evaluate`` is not installed.
 
     """
+    assert folds == 1 or train, "folds refit the baselines"
     loaded = artifacts.load(artifact)
     manifest, warnings = loaded.manifest, list[str]()
     runs = unseen.runs_of(loaded, candles)
     epochs = _epochs(loaded, runs, since)
     series = [run.series for run in runs]
-    rows = rows_of(epochs, series, manifest.signal_horizon, Role.TEST)
-    if not len(rows.outcome):
-        raise CandlesError("no candle is left to score: each needs its warm-up before it and its horizon after it")
+    rows = _rows(epochs, runs, manifest)
+    parts = walk.folds_of(rows, folds)
+    if folds > 1:
+        kept = walk.embargo(rows, parts, series, max(manifest.horizons))
+        rows, parts = rows.part(kept), [fold.part(kept) for fold in parts if (fold.mine & kept).any()]
+        if not parts:
+            raise CandlesError("no candle is left to score after the embargo that follows each cut")
     if any(run.folds is not None for run in runs):
         warnings.append("some files made the artifact: only spans its recipe kept for testing are scored")
     strange = [run.series.span for run in runs if run.folds is None]
     own = unseen.own_folds(loaded)
     if any(start < fold.test_from_ns and fold.start_ns < end for fold in own for start, end in strange):
         warnings.append("the artifact learnt from other candles of the same time as some that are scored")
-    models, more = _models(loaded, rows, epochs, series, train, seed)
-    warnings += more
+    answers = outcomes.answer(loaded.weights, epochs.x, warmup=epochs.warmup)
+    models = {
+        "lstm": calibrated(answers, manifest.calibration).at(rows),
+        "lstm_online": online_forecast(loaded, answers, epochs, series, rows),
+    }
+    if train:
+        others, more = _walked(walk.Teacher(loaded, train), parts, rows, epochs, series, seed)
+        warnings += more
+    else:
+        others = walk.brought(loaded, rows, epochs, series)
+    models |= others
     result = _figures(loaded, models, rows, series, seed)
+    result["strict"] = _strict(loaded, models, rows.outcome, seed)
+    if folds > 1:
+        result["folds"] = [_fold(fold, models, rows.outcome, seed) for fold in parts]
     result["online"] = _online(epochs, rows)
     settled = settlements.read(funding or [])
     trades, result["trading"] = trading.follow(loaded, models["lstm"], rows, epochs, series, settled, seed=seed)
@@ -130,52 +147,54 @@ def _online(epochs: Epochs, rows: Rows) -> dict[str, Any]:
     return {"days": recalibrate.DAYS, "days_before_the_first": found}
 
 
-def _models(
-    artifact: Artifact, rows: Rows, epochs: Epochs, runs: Sequence[Series], train: Sequence[Path] | None, seed: int
+def _rows(epochs: Epochs, runs: Sequence[Run], manifest: Manifest) -> Rows:
+    rows = rows_of(epochs, [run.series for run in runs], manifest.signal_horizon, Role.TEST)
+    if not len(rows.outcome):
+        taught = ", and what taught the artifact is left out" if any(run.folds is not None for run in runs) else ""
+        raise CandlesError(
+            f"no candle is left to score: each needs its warm-up before it and its horizon after it{taught}"
+        )
+    return rows
+
+
+def _walked(
+    teacher: walk.Teacher, folds: Sequence[Fold], rows: Rows, epochs: Epochs, runs: Sequence[Series], seed: int
 ) -> tuple[dict[str, Forecast], list[str]]:
-    warnings = []
-    answers = ensemble.forecast(artifact.weights, epochs.x, warmup=epochs.warmup)
-    models = {
-        "lstm": calibrated(answers, artifact.manifest.calibration).at(rows),
-        "lstm_online": online_forecast(artifact, answers, epochs, runs, rows),
-    }
-    if train:
-        first = int(rows.outcome.close_time_ns.min())
-        taught, learning = _teaching(artifact, train, first)
-        if (learning.close_time_ns[learning.role == Role.TRAIN] >= first).any():
-            warnings.append("the baselines learnt from candles later than the scored ones")
-        roles = (Role.TRAIN, Role.VALIDATE)
-        pairs = [(rows_of(learning, taught, artifact.manifest.signal_horizon, role), learning) for role in roles]
-        prior, linear = prior_of(pairs[0][0], taught), baselines.fit_linear(*pairs[0], taught)
-        models |= baselines.learnt_forecasts(pairs[0], pairs[1], (rows, epochs), seed)
-    else:
-        brought = artifact.manifest.report
-        prior = {spec: (shares["touch"], shares["up"]) for spec, shares in brought.get("prior", {}).items()}
-        linear = msgspec.convert(brought.get("linear", {}), dict[str, Linear])
-    missing = {run.spec for run in runs} - set(prior)
-    if missing:
-        raise CandlesError(f"no prior is known for {', '.join(sorted(missing))}: give candles to fit it on")
-    models["prior"] = prior_forecast(prior, rows, runs)
-    if {run.spec for run in runs} <= set(linear):
-        models |= baselines.linear_forecasts(linear, rows, epochs, runs)
-    return models, warnings
+    """Fit the baselines at each cut; at a single one with hardly anything before it, on all there is."""
+    alone = len(folds) == 1 and not teacher.has_enough_before(folds[0].until_ns)
+    ends = [teacher.span[1]] if alone else [fold.until_ns for fold in folds]
+    parts = [
+        (fold, teacher.forecasts(end, rows.part(fold.mine), epochs, runs, seed))
+        for fold, end in zip(folds, ends, strict=True)
+    ]
+    later = alone and teacher.span[1] > folds[0].until_ns
+    return walk.joined(parts), ["the baselines learnt from candles later than the scored ones"] if later else []
 
 
-def _teaching(artifact: Artifact, train: Sequence[Path], first_ns: int) -> tuple[list[Series], Epochs]:
-    """Fold the baselines' candles; where a fair part lies before the first scored one, only that part teaches."""
-    manifest = artifact.manifest
-    runs = [run for path in train for run in dataset.read_series(path) if run.spec in manifest.signal_horizon]
-    if not runs:
-        raise CandlesError("none of the candles to fit the baselines on is of a spec that the artifact serves")
-    start, end = min(run.span[0] for run in runs), max(run.span[1] for run in runs)
-    enough = first_ns - start >= EARLIER_SHARE * (end - start)
-    span = (start, min(end, first_ns) if enough else end)
-    folds = [cut(span, validate_from=1 - VALIDATE_SHARE, test_from=1.0)]
-    epochs = dataset.epochs_of(
-        runs, warmup=manifest.warmup, epoch=manifest.epoch, horizons=manifest.horizons,
-        width=manifest.barrier_width, folds=folds,
-    )  # fmt: skip
-    return runs, epochs
+def _fold(fold: Fold, models: dict[str, Forecast], outcome: Outcome, seed: int) -> dict[str, Any]:
+    closed = outcome.close_time_ns[fold.mine]
+    span = {"taught_until": _day(fold.until_ns), "from": _day(int(closed.min())), "to": _day(int(closed.max()))}
+    return span | _group(models, outcome, fold.mine, seed)
+
+
+def _strict(artifact: Artifact, models: dict[str, Forecast], outcome: Outcome, seed: int) -> dict[str, Any]:
+    """Score the rows that lie after everything the artifact has learnt from, in whatever market."""
+    until_ns = unseen.learnt_until_ns(artifact)
+    if until_ns is None:
+        return {
+            "said": "the artifact does not say what it learnt from, so no candle is known to be later than all of it"
+        }
+    later = outcome.close_time_ns > until_ns
+    share, day = float(later.mean()), _day(until_ns)
+    found = {"learnt_until": day, "share": share, "rows": int(later.sum())}
+    if not later.any():
+        return found | {
+            "said": f"none of the scored candles is later than all that the artifact learnt from, which ends {day}: "
+            "this is no walk-forward of the artifact"
+        }
+    part = "all" if later.all() else f"{100 * share:.1f} %"
+    said = f"{part} of the scored candles are later than all that the artifact learnt from, which ends {day}"
+    return found | _group(models, outcome, later, seed) | {"said": said}
 
 
 def _figures(
@@ -191,9 +210,10 @@ def _figures(
         "touch_share": float(outcome.touched.mean()),
     }
     result |= _scores(models, outcome, seed)
+    result["lstm_loss_below_pct"] = score.beside(models, outcome, subject="lstm", seed=seed)
     result["verdict"] = {
-        "barrier": score.verdict(result["log_loss_skill_pct"]["lstm"]),
-        "direction": score.verdict(result["direction_skill_pct"]["lstm"]),
+        "barrier": score.verdict(result["log_loss_skill_pct"].get("lstm")),
+        "direction": score.verdict(result["direction_skill_pct"].get("lstm")),
     }
     names = np.array([f"{run.name} {run.spec}" for run in runs])[rows.run]
     month = outcome.close_time_ns.astype("datetime64[ns]").astype("datetime64[M]").astype(str)

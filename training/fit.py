@@ -14,21 +14,18 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from inference import artifact as artifacts
 from inference import features
 from inference.artifact import PARITY_CANDLES_MIN, Affine, Artifact, Calibration, Manifest, TrainingInput, TrainingRange
 from inference.lstm import Combined, Weights
-from training import baselines, calibration, dataset, ensemble, parity, score
+from training import baselines, calibration, dataset, ensemble, kept, parity, score
 from training.dataset import CandlesError, Epochs, Series
 from training.forecasts import Prior, lstm_forecast, prior_forecast, prior_of, rows_of
-from training.member import Material, Member, fit_member
+from training.member import Material, Member
 from training.model import Normaliser
 from training.recipe import Recipe
-from training.splits import Role
+from training.splits import Fold, Role
 
 RANGE_QUANTILES = (0.0005, 0.9995)
 MEMBERS_FOLDER = ".members"
@@ -97,12 +94,16 @@ def train(
         raise CandlesError("the candles leave no rows to train on or none to validate with; give longer files")
     rows = epochs.x[:, epochs.warmup :][train_rows]
     normaliser = Normaliser.fit(rows, clip=recipe.clip)
-    turned = epochs_of([dataset.mirrored(run) for run in runs], recipe) if recipe.mirror else None
-    material = Material.of(epochs, normaliser, turned).to(chosen)
-    del turned
-    members = _members(recipe, material, out / MEMBERS_FOLDER, _identity(recipe, inputs, chosen), progress=progress)
+    folder, identity = out / MEMBERS_FOLDER, _identity(recipe, inputs, chosen)
+    material = _material(epochs, runs, recipe, normaliser).to(chosen)
+    members = kept.fit_members(recipe, material, folder, identity, progress=progress)
     del material
     weights = ensemble.pack(members, recipe, normaliser)
+    lines = _calibrate(weights, epochs)
+    if recipe.refit:
+        both = _material(epochs_of(runs, recipe, refit=True), runs, recipe, normaliser, refit=True).to(chosen)
+        members = kept.fit_members(recipe, both, folder, f"{identity}-refit", like=members, progress=progress)
+        weights = ensemble.pack(members, recipe, normaliser)
     manifest = Manifest(
         name=recipe.name,
         created=_created(runs),
@@ -113,7 +114,7 @@ def train(
         horizons=recipe.horizons,
         signal_horizon=recipe.signal_horizon,
         barrier_width=recipe.barrier_width,
-        calibration=_calibrate(weights, epochs),
+        calibration=lines,
         range=_range(rows),
         parity=parity.measure(weights, runs, warmup=recipe.warmup, epoch=recipe.epoch),
         inputs=tuple(
@@ -125,18 +126,29 @@ def train(
     report = report_card(Artifact(weights, manifest), epochs, runs, recipe, members)
     sealed = artifacts.seal(weights, msgspec.structs.replace(manifest, report=report))
     artifacts.save(sealed, out)
-    for file in (out / MEMBERS_FOLDER).glob("*"):
+    for file in folder.glob("*"):
         file.unlink()
-    (out / MEMBERS_FOLDER).rmdir()
+    folder.rmdir()
     return Summary(out, sealed.model_id, report, sealed)
 
 
-def epochs_of(runs: Sequence[Series], recipe: Recipe) -> Epochs:
-    """Fold runs into epochs with the recipe's labels and cuts."""
+def epochs_of(runs: Sequence[Series], recipe: Recipe, *, refit: bool = False) -> Epochs:
+    """Fold runs into epochs with the recipe's labels and cuts; in a refit what validated teaches too."""
     return dataset.epochs_of(
         runs, warmup=recipe.warmup, epoch=recipe.epoch, horizons=recipe.horizons,
-        width=recipe.barrier_width, folds=recipe.folds([run.span for run in runs]),
+        width=recipe.barrier_width, folds=_folds(runs, recipe, refit=refit),
     )  # fmt: skip
+
+
+def _folds(runs: Sequence[Series], recipe: Recipe, *, refit: bool) -> list[Fold]:
+    return [fold.joined() if refit else fold for fold in recipe.folds([run.span for run in runs])]
+
+
+def _material(
+    epochs: Epochs, runs: Sequence[Series], recipe: Recipe, normaliser: Normaliser, *, refit: bool = False
+) -> Material:
+    turned = epochs_of([dataset.mirrored(run) for run in runs], recipe, refit=refit) if recipe.mirror else None
+    return Material.of(epochs, normaliser, turned)
 
 
 def report_card(
@@ -147,7 +159,7 @@ def report_card(
     taught = rows_of(epochs, runs, horizon, Role.TRAIN)
     prior = prior_of(taught, runs)
     card: dict[str, Any] = {
-        "folds": [dataclasses.asdict(fold) for fold in recipe.folds([run.span for run in runs])],
+        "folds": [dataclasses.asdict(fold) for fold in _folds(runs, recipe, refit=recipe.refit)],
         "linear": msgspec.to_builtins(baselines.fit_linear(taught, epochs, runs)),
         "prior": {spec: {"touch": touch, "up": up} for spec, (touch, up) in prior.items()},
         "rows": {role.name.lower(): int((epochs.role == role).sum()) for role in Role if role is not Role.NONE},
@@ -173,7 +185,7 @@ def _test_card(artifact: Artifact, epochs: Epochs, runs: Sequence[Series], prior
         scored = score.barriers(parts, outcome) | score.variances(parts, outcome, reference="none")
         keys = ("log_loss_skill_pct", "touch_skill_pct", "direction_skill_pct", "auc", "ece", "variance_r2")
         card[str(name)] = {"rows": int(mine.sum()), "days": len(np.unique(outcome.day))} | {
-            k: scored[k]["lstm"] for k in keys
+            k: scored[k]["lstm"] for k in keys if "lstm" in scored[k]
         }
     return card
 
@@ -193,51 +205,6 @@ def _identity(recipe: Recipe, inputs: Sequence[tuple[Path, str]], device: torch.
         device.type,
     )
     return hashlib.sha256(msgspec.json.encode(what, order="deterministic")).hexdigest()[:16]
-
-
-def _members(recipe: Recipe, material: Material, folder: Path, identity: str, *, progress: bool) -> list[Member]:
-    folder.mkdir(parents=True, exist_ok=True)
-    members = []
-    columns = (TextColumn("member {task.fields[member]} of {task.fields[of]}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress) as bar:
-        task = bar.add_task("", total=None, member=0, of=recipe.members)
-        for number in range(recipe.members):
-            bar.reset(task, total=None, member=number + 1)
-            file = folder / f"{identity}-{number}.safetensors"
-            member = _kept(file)
-            if member is None:
-                member = fit_member(
-                    recipe, material, seed=recipe.seed * 1000 + number,
-                    after_step=lambda done, total: bar.update(task, completed=done, total=total),
-                )  # fmt: skip
-                _keep(member, file)
-            members.append(member)
-    return members
-
-
-def _keep(member: Member, file: Path) -> None:
-    tensors = {f"main.{k}": v for k, v in member.main.items()} | {
-        f"direction.{k}": v for k, v in member.direction.items()
-    }
-    figures = {name: repr(getattr(member, name)) for name in ("main_loss", "direction_loss", "passes")}
-    partial = file.with_suffix(".partial")
-    save_file(tensors, partial, metadata=figures)
-    partial.replace(file)
-
-
-def _kept(file: Path) -> Member | None:
-    if not file.exists():
-        return None
-    with safe_open(file, "pt") as stored:
-        figures = stored.metadata()
-        tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - it is no mapping
-    main, direction = (
-        {key.removeprefix(kind): value for key, value in tensors.items() if key.startswith(kind)}
-        for kind in ("main.", "direction.")
-    )
-    return Member(
-        main, direction, float(figures["main_loss"]), float(figures["direction_loss"]), int(figures["passes"])
-    )
 
 
 def _calibrate(weights: Weights, epochs: Epochs) -> tuple[Calibration, ...]:

@@ -27,6 +27,11 @@ class Rows(NamedTuple):
     run: NDArray[np.int32]
     """Index into the list of runs."""
 
+    def part(self, keep: NDArray[np.bool_]) -> "Rows":
+        """Return some rows."""
+        epoch, candle, horizon = self.at
+        return Rows((epoch[keep], candle[keep], horizon[keep]), self.outcome.part(keep), self.run[keep])
+
 
 def rows_of(epochs: Epochs, runs: Sequence[Series], signal_horizon: Mapping[str, int], role: Role) -> Rows:
     """Collect the usable rows of a role, each at the signal horizon of its spec, in order of epochs and time."""
@@ -51,7 +56,8 @@ def prior_of(rows: Rows, runs: Sequence[Series]) -> Prior:
     shares = {}
     for spec in np.unique(specs):
         mine = rows.outcome.part(specs == spec)
-        shares[str(spec)] = (float(mine.touched.mean()), float(mine.up[mine.touched].mean()))
+        up = float(mine.up[mine.touched].mean()) if mine.touched.any() else 0.5
+        shares[str(spec)] = (float(mine.touched.mean()), up)
     return shares
 
 

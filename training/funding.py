@@ -1,5 +1,6 @@
 """Settled funding beside candles: what a long pays at each candle's close."""
 
+import itertools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,7 +44,7 @@ def market_of(name: str) -> str:
 
 
 def read(paths: Iterable[Path]) -> dict[str, Settled]:
-    """Read parquet files with `time` and `funding_rate`, by market.
+    """Read parquet files with `time` and `funding_rate`, by market; of a folder, those named for funding.
 
     Exchanges settle on whole hours and stamp some ms beside them.
 
@@ -52,7 +53,8 @@ def read(paths: Iterable[Path]) -> dict[str, Settled]:
 
     """
     books = {}
-    for path in paths:
+    inside = [sorted(path.glob("*funding*.parquet")) if path.is_dir() else [path] for path in paths]
+    for path in itertools.chain(*inside):
         try:
             table = pyarrow.parquet.read_table(path, columns=["time", "funding_rate"])
         except (OSError, pyarrow.ArrowException) as error:

@@ -64,13 +64,30 @@ class Member:
     direction: Weights
     main_loss: float
     direction_loss: float
+    main_pass: int
+    direction_pass: int
     passes: int
 
 
-def fit_member(recipe: Recipe, material: Material, *, seed: int, after_step: Callable[[int, int], None]) -> Member:
-    """Fit one network where the material lies; `after_step(done, total)` is told about progress.
+def fit_member(
+    recipe: Recipe,
+    material: Material,
+    *,
+    seed: int,
+    after_step: Callable[[int, int], None],
+    like: Member | None = None,
+) -> Member:
+    """Fit one network where the material lies.
 
     The same recipe, material, seed and machine give the same weights on the CPU; CUDA does not promise that.
+
+    Args:
+        recipe: sizes and pace.
+        material: what teaches, and what tells when to stop.
+        seed: of the start, the order of epochs and the dropout.
+        after_step: is told about progress, (done, total).
+        like: an earlier member; its passes are kept, at the same pace, and no validation rows are looked at.
+
     """
     device = material.train_x.device
     torch.manual_seed(seed)
@@ -87,7 +104,7 @@ def fit_member(recipe: Recipe, material: Material, *, seed: int, after_step: Cal
     weights = torch.tensor([1.0, recipe.direction_weight, recipe.variance_weight], device=device)
     best = _Best()
     done = 0
-    for number in range(1, recipe.passes + 1):
+    for number in range(1, (recipe.passes if like is None else max(like.main_pass, like.direction_pass)) + 1):
         network.train()
         for lanes in _batches(order.permutation(n), recipe.batch):
             turn = torch.from_numpy(order.integers(0, 2, len(lanes)) > 0)
@@ -101,10 +118,17 @@ def fit_member(recipe: Recipe, material: Material, *, seed: int, after_step: Cal
                 average.fold(network)
                 done += 1
                 after_step(done, steps)
+        if like is not None:
+            best.take(average.network, like, number)
+            continue
         best.offer(average.network, validation_losses(average.network, material), weights, number)
-        if number - best.last_gain >= recipe.patience:
+        if number - best.main_pass >= recipe.patience:
             break
-    return Member(best.main, best.direction, best.main_loss, best.direction_loss, number)
+    if like is not None:
+        return dataclasses.replace(like, main=best.main, direction=best.direction, passes=number)
+    return Member(
+        best.main, best.direction, best.main_loss, best.direction_loss, best.main_pass, best.direction_pass, number
+    )
 
 
 def validation_losses(network: Network, material: Material) -> Tensor:
@@ -136,15 +160,21 @@ class _Best:
         self.main_loss = self.direction_loss = math.inf
         self.main: Weights = {}
         self.direction: Weights = {}
-        self.last_gain = 0
+        self.main_pass = self.direction_pass = 0
 
     def offer(self, network: Network, losses: Tensor, weights: Tensor, number: int) -> None:
         direction = float(losses[:, DIRECTION].mean())
         main = float((losses * weights).sum(1).mean()) - float(weights[DIRECTION]) * direction
         if direction < self.direction_loss:
-            self.direction_loss, self.direction = direction, _copy(network)
+            self.direction_loss, self.direction, self.direction_pass = direction, _copy(network), number
         if main < self.main_loss:
-            self.main_loss, self.main, self.last_gain = main, _copy(network), number
+            self.main_loss, self.main, self.main_pass = main, _copy(network), number
+
+    def take(self, network: Network, like: Member, number: int) -> None:
+        if number == like.main_pass:
+            self.main = _copy(network)
+        if number == like.direction_pass:
+            self.direction = _copy(network)
 
 
 def _copy(network: Network) -> Weights:

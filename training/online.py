@@ -4,39 +4,22 @@ import datetime as dt
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from feeds.market import NS_PER_DAY
 from inference import artifact as artifacts
-from inference import recalibrate
-from inference.artifact import Artifact, Calibration
+from inference import outcomes, recalibrate, revisions
+from inference.artifact import Artifact
 from inference.lstm import Combined
 from inference.recalibrate import Past
-from training import ensemble, unseen
+from inference.revisions import Revision
+from training import unseen
 from training.dataset import CandlesError, Epochs, Series
 from training.forecasts import Rows, calibrated
 from training.score import Forecast
 from training.splits import Role
 from training.unseen import Run
-
-
-class Revision(msgspec.Struct, frozen=True, kw_only=True):
-    """A calibration in force for one UTC day, and what it rests on."""
-
-    model: str
-    day: dt.date
-    days: int
-    """Days looked back over."""
-    days_found: int
-    """Of them, days with forecasts that had matured; fewer leave it nearer to the artifact's own calibration."""
-    series: tuple[str, ...]
-    """Names of the candles it is pooled over."""
-    observations: dict[str, tuple[int, ...]]
-    """Effective observations per spec and horizon."""
-    calibration: dict[str, tuple[Calibration, ...]]
-    """Per spec and horizon, in the manifest's order."""
 
 
 def calibrate(candles: Sequence[Path], artifact: Path, day: dt.date) -> Revision:
@@ -48,24 +31,21 @@ def calibrate(candles: Sequence[Path], artifact: Path, day: dt.date) -> Revision
 
     """
     loaded = artifacts.load(artifact)
-    manifest, day_ns = loaded.manifest, (day - dt.date(1970, 1, 1)).days * NS_PER_DAY
+    manifest, day_ns = loaded.manifest, revisions.day_of(day) * NS_PER_DAY
     fold = manifest.warmup + manifest.epoch
     runs = [run for run in (_recent(run, day_ns, fold) for run in unseen.runs_of(loaded, candles)) if len(run.series)]
     if not runs:
         raise CandlesError(f"no candle closed in the {recalibrate.DAYS} days before {day}")
     epochs = unseen.epochs_of(loaded, runs, since_ns=day_ns)
-    answers = ensemble.forecast(loaded.weights, epochs.x, warmup=epochs.warmup)
+    answers = outcomes.answer(loaded.weights, epochs.x, warmup=epochs.warmup)
     calibration, observed, days = {}, {}, set[int]()
     for spec in sorted({run.series.spec for run in runs}):
-        lines, counts = [], []
         mine, interval_ns = _of_spec(epochs, [run.series for run in runs], spec)
-        for k, horizon in enumerate(manifest.horizons):
-            horizon_ns = horizon * interval_ns
-            past = past_of(answers, epochs, mine, k).before(day_ns, horizon_ns=horizon_ns)
-            lines.append(recalibrate.revise(_own(loaded, k), past, horizon_ns=horizon_ns))
-            counts.append(recalibrate.observations(past.close_time_ns, horizon_ns))
-            days |= set((past.close_time_ns // NS_PER_DAY).tolist())
-        calibration[spec], observed[spec] = tuple(lines), tuple(counts)
+        pasts = [past_of(answers, epochs, mine, k) for k in range(len(manifest.horizons))]
+        calibration[spec], observed[spec] = recalibrate.revise_all(manifest, pasts, day_ns, interval_ns)
+        for past, horizon in zip(pasts, manifest.horizons, strict=True):
+            matured = past.before(day_ns, horizon_ns=horizon * interval_ns)
+            days |= set((matured.close_time_ns // NS_PER_DAY).tolist())
     if not days:
         raise CandlesError(
             f"no forecast of the {recalibrate.DAYS} days before {day} had matured, or all taught the model"
@@ -84,7 +64,7 @@ def online_forecast(
 
     Args:
         artifact: gives the calibration that is revised.
-        answers: of the ensemble over `epochs`, before any calibration.
+        answers: of the live step over `epochs` (`outcomes.answer`), before any calibration.
         epochs: with roles VALIDATE and TEST, both of which become history once they have matured.
         runs: what the epochs belong to; those of one spec are pooled.
         rows: what to forecast.
@@ -97,10 +77,10 @@ def online_forecast(
         horizon = artifact.manifest.signal_horizon[str(spec)]
         k = artifact.manifest.horizons.index(horizon)
         mine, interval_ns = _of_spec(epochs, runs, str(spec))
-        past = past_of(answers, epochs, mine, k)
+        past, own = past_of(answers, epochs, mine, k), recalibrate.own_lines(artifact.manifest)[k]
         for day in np.unique(rows.outcome.day[specs == spec]):
             before = past.before(int(day) * NS_PER_DAY, horizon_ns=horizon * interval_ns)
-            line = recalibrate.revise(_own(artifact, k), before, horizon_ns=horizon * interval_ns)
+            line = recalibrate.revise(own, before, horizon_ns=horizon * interval_ns)
             today = (specs == spec) & (rows.outcome.day == day)
             at = tuple(index[today] for index in rows.at[:2])
             revised = calibrated(Combined(*(answer[at][:, k : k + 1] for answer in answers)), [line])
@@ -133,7 +113,3 @@ def _of_spec(epochs: Epochs, runs: Sequence[Series], spec: str) -> tuple[NDArray
     """Tell which epochs are of a spec, and its interval in ns."""
     mine = np.array([run.spec == spec for run in runs])[epochs.series]
     return mine, next(run.interval_ns for run in runs if run.spec == spec)
-
-
-def _own(artifact: Artifact, k: int) -> Calibration:
-    return artifact.manifest.calibration[k] if artifact.manifest.calibration else Calibration()

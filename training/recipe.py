@@ -56,6 +56,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     passes: int = 14
     patience: int = 3
     """Passes without a better validation loss before a member stops."""
+    refit: bool = False
+    """Fit the members a second time, on train and validate together, for the passes that validation chose. The artifact
+    holds the second fit with the calibration of the first, so that nothing is calibrated on rows that taught."""
     batch: int = 32
     """Epochs side by side."""
     bptt: int = 120

@@ -42,6 +42,10 @@ class Fold:
             roles[(close_time_ns > begin + embargo) & (close_time_ns + label_span_ns <= end)] = role
         return roles
 
+    def joined(self) -> "Fold":
+        """Return the cuts of a second fit, in which what validated teaches too; what is scored stays the same."""
+        return Fold(self.start_ns, self.test_from_ns, self.test_from_ns, self.end_ns)
+
 
 def eras(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Join spans of time (start, end) that overlap; candles years apart are cut each in their own era."""

@@ -19,18 +19,22 @@ from training import evaluate, limits, report, score, synthetic
 
 
 class Set(NamedTuple):
-    """Candles of one table row: all of them before `since` teach the baselines, the rest is scored."""
+    """Candles of one table row: all of them before `since` teach the baselines, the rest is scored.
+
+    At `folds` cuts the baselines are fitted anew, on all that lies before.
+    """
 
     name: str
     files: str
     since: dt.date
+    folds: int
     funding: str
 
 
 SETS = (
-    Set("Binance 1m, 2025-06", "binance_um/*_1m_2025-05_*.parquet", dt.date(2025, 6, 11), "binance_um/*funding*"),
-    Set("Bybit 5m, 2026-01", "bybit_linear/*_5m_*.parquet", dt.date(2025, 12, 30), "bybit_linear/*funding*"),
-    Set("BitMEX 1m, 2021", "bitmex/*_1m_*.parquet", dt.date(2021, 1, 1), "bitmex/*funding*"),
+    Set("Binance 1m, 2025-06", "binance_um/*_1m_2025-05_*.parquet", dt.date(2025, 6, 11), 2, "binance_um/*funding*"),
+    Set("Bybit 5m, 2026-01", "bybit_linear/*_5m_*.parquet", dt.date(2025, 12, 30), 3, "bybit_linear/*funding*"),
+    Set("BitMEX 1m, 2021", "bitmex/*_1m_*.parquet", dt.date(2021, 1, 1), 3, "bitmex/*funding*"),
 )
 
 
@@ -61,13 +65,16 @@ def main(data: Path, out: Path, artifact: Path) -> None:
             print(f"no candles {chosen.files} in {data}", file=sys.stderr)
             continue
         funding = sorted(data.glob(chosen.funding))
-        scored = evaluate.assess(files, artifact, train=files, since=chosen.since, funding=funding)
+        scored = evaluate.assess(files, artifact, train=files, since=chosen.since, folds=chosen.folds, funding=funding)
         stem = chosen.name.replace(" ", "-").replace(",", "").lower()
         (out / f"{stem}.json").write_bytes(msgspec.json.format(msgspec.json.encode(scored.result)))
         (out / f"{stem}.html").write_text(report.page(scored), encoding="utf-8")
         print(f"\n{chosen.name}: {scored.result['rows']} candles of {scored.result['days']} days\n")
         print(f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}")
         print("\n".join(rows(scored.result)))
+        print(f"\n{scored.result['strict']['said']}")
+        for name, below in scored.result["lstm_loss_below_pct"].items():
+            print(f"Loss of lstm below {name}'s: {score.text(below)} %")
         trading = scored.result["trading"]
         print(f"\nTrading: {trading['trades']} trades, {trading['verdict']}; funding {trading['funding']}", flush=True)
     gain = limits.planted(synthetic.PLANTED)

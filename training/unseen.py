@@ -26,6 +26,11 @@ def own_folds(artifact: Artifact) -> list[Fold]:
     return [Fold(**fold) for fold in artifact.manifest.report.get("folds", [])]
 
 
+def learnt_until_ns(artifact: Artifact) -> int | None:
+    """Return the end of all that taught, stopped or calibrated the artifact; None: its manifest does not say."""
+    return max((fold.test_from_ns for fold in own_folds(artifact)), default=None)
+
+
 def runs_of(artifact: Artifact, candles: Sequence[Path]) -> list[Run]:
     """Read the files whose spec the artifact serves.
 
@@ -39,11 +44,18 @@ def runs_of(artifact: Artifact, candles: Sequence[Path]) -> list[Run]:
         Run(series, folds if dataset.sha256_of(path) in known else None)
         for path in candles
         for series in dataset.read_series(path)
-        if series.spec in artifact.manifest.signal_horizon
     ]
-    if not runs:
-        raise CandlesError(f"none of the candles is of a spec that {artifact.model_id} serves")
-    return runs
+    kept = [run for run in runs if run.series.spec in artifact.manifest.signal_horizon]
+    if not kept:
+        raise not_served(artifact, [run.series for run in runs])
+    return kept
+
+
+def not_served(artifact: Artifact, series: Sequence[Series]) -> CandlesError:
+    """Say that none of the candles is of a spec that the artifact serves."""
+    served = ", ".join(artifact.manifest.signal_horizon)
+    given = ", ".join(sorted({one.spec for one in series})) or "none"
+    return CandlesError(f"{artifact.model_id} serves candles of {served}; given: {given}")
 
 
 def epochs_of(artifact: Artifact, runs: Sequence[Run], *, since_ns: int) -> Epochs:

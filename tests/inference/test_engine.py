@@ -15,6 +15,7 @@ from inference.artifact import Affine, Artifact, Calibration, Manifest, load, re
 from inference.engine import Answer, MarketEngine, Model, Peek, Phase, peek
 from inference.features import N_FEATURES, N_INDICATORS, new_state, update
 from inference.kernels import reference
+from inference.revisions import Lines, RevisionBook, policy_under
 from inference.signals import Rules, Side
 from tests.data import shared
 from tests.inference import candles as recorded
@@ -294,7 +295,7 @@ def test_the_carried_state_is_one_full_pass_of_torch() -> None:
         lambda s: b"\xc0",
         lambda s: s[:-1],
         lambda s: s + b"x",
-        lambda s: b"\x94\x02" + s[2:],
+        lambda s: b"\x95\x03" + s[2:],
         lambda s: s.replace(b"folded", b"fooled"),
         lambda s: s.replace(b"flat", b"fiat"),
     ],
@@ -333,13 +334,14 @@ def test_restoring_replaces_what_was_there() -> None:
 def test_whatever_decides_is_in_the_policy() -> None:
     policies = [RANDOM.policy]
     for name, value in msgspec.structs.asdict(EAGER).items():
-        policies.append(Model(RANDOM.artifact, msgspec.structs.replace(EAGER, **{name: value + 0.125})).policy)
+        other = 7 if value is None else value + 0.125
+        policies.append(Model(RANDOM.artifact, msgspec.structs.replace(EAGER, **{name: other})).policy)
     policies += [
         Model(artifact(barrier_width=1.5), EAGER).policy,
         Model(artifact(signal_horizon={"1m": 5}), EAGER).policy,
         Model(artifact(calibration=(Calibration(), Calibration(touch=Affine(a=0.5)))), EAGER).policy,
     ]
-    assert len(set(policies)) == len(policies) == 1 + 8 + 3
+    assert len(set(policies)) == len(policies) == 1 + 12 + 3
     assert Model(artifact(), msgspec.structs.replace(EAGER)).policy == RANDOM.policy
     assert RANDOM.id.startswith("random-")
     assert (RANDOM.horizon(MINUTE), RANDOM.horizon(EVENTS)) == (15, 5)
@@ -440,3 +442,109 @@ def test_event_candles_survive_a_restart_and_are_peeked_at(at: int) -> None:
                 assert decision == answer.decision
         assert restarted.advance(candle, funding_of(candle)) == answer
     assert restarted.snapshot() == steady.snapshot()
+
+
+# ---- daily revisions of the calibration
+
+
+def lines(shift: float) -> Lines:
+    return (Calibration(), Calibration(touch=Affine(a=1.2, b=shift), direction=Affine(a=1.5, b=shift)))
+
+
+def book(days: Iterable[int], source: str = "s") -> RevisionBook:
+    made = RevisionBook(source)
+    for day in days:
+        made.add(day, lines(0.3 * (day % 3) - 0.3))
+    return made
+
+
+def around_midnight() -> tuple[int, int]:
+    """Return an epoch's begin and the ordinal of a midnight within it, away from its ends."""
+    day = NS_PER_DAY // MINUTE.interval_ns
+    midnights = range(minutes()[0].seq // day * day + day, minutes()[-1].seq - E, day)
+    return next((seq // E * E, seq) for seq in midnights if 20 <= seq % E <= 80 and seq // E * E > minutes()[0].seq + W)
+
+
+def revised(revisions: RevisionBook | None, model: Model = RANDOM) -> MarketEngine:
+    return MarketEngine(model, market(), MINUTE, revisions)
+
+
+def test_each_candle_is_decided_under_the_calibration_of_its_day() -> None:
+    origin, midnight = around_midnight()
+    days = [candle.close_time_ns // NS_PER_DAY for candle in from_seq(origin - W, origin + E - 1)]
+    one = revised(book(set(days)), Model(artifact(), Rules()))
+    told = run(one, from_seq(origin - W, origin + E - 1))
+    for day in sorted(set(days)):
+        calibrated = Model(artifact(calibration=lines(0.3 * (day % 3) - 0.3)), Rules())
+        other = run(engine(calibrated), from_seq(origin - W, origin + E - 1))
+        begins, ends = (
+            (midnight, origin + E) if day * NS_PER_DAY == midnight * MINUTE.interval_ns else (origin, midnight)
+        )
+        assert all(told[seq] == other[seq] for seq in range(begins, ends))
+        assert {one.policy_for(seq) for seq in range(begins, ends)} == {
+            policy_under(one.policy, lines(0.3 * (day % 3) - 0.3))
+        }
+    assert one.policy_for(midnight) != one.policy_for(midnight - 1)
+
+
+def test_revisions_that_leave_everything_as_it_is_change_the_policy_and_nothing_else() -> None:
+    origin, _ = around_midnight()
+    same = RevisionBook("s")
+    for day in {candle.close_time_ns // NS_PER_DAY for candle in minutes()}:
+        same.add(day, (Calibration(), Calibration()))
+    candles = from_seq(origin - W, origin + E)
+    assert run(revised(same), candles) == run(engine(), candles)
+    assert revised(same).policy_for(origin) != engine().policy_for(origin) == engine().policy
+
+
+def test_the_side_held_over_midnight_does_not_depend_on_the_start() -> None:
+    origin, midnight = around_midnight()
+    days = range(minutes()[0].seq // 1440, minutes()[-1].seq // 1440 + 2)
+    early, exact = revised(book(days)), revised(book(days))
+    first = run(early, from_seq(origin - W - E, origin + E - 1))
+    second = run(exact, from_seq(origin - W, origin + E - 1))
+    assert set(range(midnight - 10, midnight + 10)) <= second.keys()
+    assert encoded({seq: first[seq] for seq in second}) == encoded(second)
+    plain = run(engine(), from_seq(origin - W, origin + E - 1))
+    assert any(a.decision.side is not b.decision.side for a, b in zip(second.values(), plain.values(), strict=True)
+               if isinstance(a, Answer) and isinstance(b, Answer))  # fmt: skip
+
+
+def test_nothing_is_decided_before_the_days_revision_is_known() -> None:
+    origin, midnight = around_midnight()
+    today = midnight // 1440
+    one = revised(book([today - 1]))
+    answers = run(one, from_seq(origin - W, midnight - 1))
+    assert answers
+    assert one.calibration(midnight - 1) is not None
+    assert one.calibration(midnight) is None
+    with pytest.raises(AssertionError, match="day's revision"):
+        one.advance(from_seq(midnight, midnight)[0], 0.0)
+
+
+def test_a_peek_goes_under_the_calibration_of_the_forming_candles_day() -> None:
+    origin, midnight = around_midnight()
+    one = revised(book([midnight // 1440 - 1, midnight // 1440]))
+    for candle in from_seq(origin - W, midnight + 3):
+        if candle.seq >= midnight - 2:
+            (peeked,) = peek([asked(one, candle)])
+            answer = one.advance(candle, funding_of(candle))
+            assert answer is not None
+            assert answer.decision == peeked
+        else:
+            one.advance(candle, funding_of(candle))
+
+
+def test_snapshots_under_other_revisions_are_told_apart_and_a_midnight_is_not() -> None:
+    origin, midnight = around_midnight()
+    days = [midnight // 1440 - 1, midnight // 1440]
+    one = revised(book(days))
+    before = one.key
+    run(one, from_seq(origin - W, midnight + 1))
+    assert one.key == before
+    assert len({before, revised(book(days, "t")).key, engine().key, engine(Model(artifact(), Rules())).key}) == 4
+
+
+def test_event_candles_have_no_revisions() -> None:
+    with pytest.raises(AssertionError):
+        MarketEngine(RANDOM, market(), EVENTS, RevisionBook("s"))

@@ -5,24 +5,38 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.signals import Confirmation, Decision, Outlook, Rules, Side, confirm, decide, leverage_limit
+from inference.signals import (
+    Confirmation,
+    Decision,
+    Outlook,
+    Rules,
+    Side,
+    confirm,
+    decide,
+    leverage_limit,
+    market_policy,
+    size_hint,
+)
 
 OUTLOOK = Outlook(p_touch=0.8, p_up=0.75, barrier_bps=50.0, volatility_bps=40.0, in_range=True)
 RULES = Rules()
 
 
 def decided(
-    outlook: Outlook = OUTLOOK, *, held: Side = Side.FLAT, funding: float = 0.0, rules: Rules = RULES
-) -> Decision:
-    return decide(outlook, held=held, funding=funding, rules=rules, confirmations=[])
+    outlook: Outlook = OUTLOOK, *, held: Side = Side.FLAT, funding: float = 0.0, rules: Rules = RULES,
+    contract_leverage: float | None = None,
+) -> Decision:  # fmt: skip
+    return decide(
+        outlook, held=held, funding=funding, rules=rules, confirmations=[], contract_leverage=contract_leverage
+    )
 
 
 def test_an_example_computed_by_hand() -> None:
-    """p_long 0.6, p_short 0.2: move 0.4 × 50 = 20 bps; round trip 2 × (5 + 1) = 12 bps; funding 3 bps."""
+    """p_long 0.6, p_short 0.2: move 0.4 × 50 = 20 bps; round trip 2 × (5 + 1) = 12 bps; funding 3 bps; size 10 / 40."""
     decision = decided(funding=0.0003)
     assert decision == Decision(
         side=Side.LONG, p_short=0.2, p_flat=0.2, p_long=0.6, confidence=0.6, expected_move_bps=20.0,
-        volatility_bps=40.0, edge_bps=5.0, stop_bps=60.0, max_leverage=20.0, confirmations=[],
+        volatility_bps=40.0, edge_bps=5.0, stop_bps=60.0, max_leverage=20.0, size_hint=0.25, confirmations=[],
         reasons=["edge_above_cost"],
     )  # fmt: skip
 
@@ -52,7 +66,7 @@ def test_probabilities_sum_to_one_and_figures_are_rounded_as_published(
     assert all(0.0 <= p <= 1.0 for p in (d.p_short, d.p_flat, d.p_long))
     assert d.confidence == {Side.SHORT: d.p_short, Side.FLAT: d.p_flat, Side.LONG: d.p_long}[d.side]
     numbers = {name: value for name, value in msgspec.structs.asdict(d).items() if isinstance(value, float)}
-    assert len(numbers) == 9
+    assert len(numbers) == 10
     assert all(value == round(value, 6) and str(value) != "-0.0" for value in numbers.values())
 
 
@@ -98,6 +112,47 @@ def test_the_stop_and_the_leverage_that_survives_two_of_them() -> None:
     assert (wild.stop_bps, wild.max_leverage) == (600.0, 7.6)
 
 
+def test_an_improbable_side_is_not_taken_and_a_held_one_is_kept() -> None:
+    picky = msgspec.structs.replace(RULES, probability_min=0.7)
+    assert (decided(rules=picky).side, decided(rules=picky).reasons) == (Side.FLAT, ["probability_below_min"])
+    assert decided(rules=picky, held=Side.LONG).reasons == ["held_until_exit_edge"]
+    assert decided(rules=picky, held=Side.SHORT).side is Side.FLAT, "of a short nothing is left to hold"
+    assert decided(rules=msgspec.structs.replace(RULES, probability_min=0.6)).side is Side.LONG, "at least"
+    unpaid = decided(msgspec.structs.replace(OUTLOOK, p_up=0.5), rules=picky)
+    assert unpaid.reasons == ["edge_below_cost"]
+
+
+@given(outlooks, st.one_of(st.none(), st.floats(1, 200)), st.floats(0.01, 10_000))
+def test_the_size_hint_aims_at_the_target_and_never_above_the_leverage(
+    outlook: Outlook, contract: float | None, target: float
+) -> None:
+    aim = msgspec.structs.replace(RULES, volatility_target_bps=target)
+    d = decided(outlook, rules=aim, contract_leverage=contract)
+    assert 0.0 <= d.size_hint <= d.max_leverage <= (20.0 if contract is None else min(20.0, round(contract, 6)))
+    deviation_bps = d.size_hint * outlook.volatility_bps
+    assert deviation_bps <= target + 1e-6 * outlook.volatility_bps
+    if d.size_hint < d.max_leverage:
+        assert deviation_bps == pytest.approx(target, abs=1e-6 * outlook.volatility_bps)
+    assert msgspec.structs.replace(d, size_hint=0.25, max_leverage=1.0) == msgspec.structs.replace(
+        decided(outlook), size_hint=0.25, max_leverage=1.0
+    ), "neither decides a side"
+
+
+def test_sizes_by_hand() -> None:
+    assert size_hint(40.0, 10.0, 20.0) == 0.25
+    assert size_hint(0.1, 10.0, 20.0) == 20.0, "a calm market is no reason for more than the leverage allows"
+    assert size_hint(0.0, 10.0, 20.0) == 20.0
+
+
+def test_a_contracts_own_cap_is_respected_and_tells_policies_apart() -> None:
+    assert leverage_limit(60.0, RULES, 12.5) == 12.5
+    assert leverage_limit(60.0, RULES, 125.0) == 20.0, "ours is the lower"
+    assert leverage_limit(600.0, RULES, 12.5) == 7.6, "the stop's is the lower"
+    assert decided(contract_leverage=5.0) == msgspec.structs.replace(decided(), max_leverage=5.0)
+    assert market_policy("abc", None) == "abc"
+    assert len({market_policy(policy, cap) for policy in ("abc", "abd") for cap in (None, 20.0, 50.0)}) == 6
+
+
 rules = st.builds(
     Rules,
     leverage_cap=st.floats(1, 125),
@@ -106,12 +161,14 @@ rules = st.builds(
 )
 
 
-@given(st.floats(0, 1e5), st.floats(0, 1e5), rules)
-def test_a_wider_stop_never_allows_more_leverage(one: float, other: float, rules: Rules) -> None:
+@given(st.floats(0, 1e5), st.floats(0, 1e5), rules, st.one_of(st.none(), st.floats(1, 200)))
+def test_a_wider_stop_never_allows_more_leverage(
+    one: float, other: float, rules: Rules, contract: float | None
+) -> None:
     tight, wide = sorted((one, other))
-    assert leverage_limit(tight, rules) >= leverage_limit(wide, rules) >= 1.0
-    limit = leverage_limit(one, rules)
-    assert limit <= rules.leverage_cap
+    assert leverage_limit(tight, rules, contract) >= leverage_limit(wide, rules, contract) >= 1.0
+    limit = leverage_limit(one, rules, contract)
+    assert limit <= min(rules.leverage_cap, contract or rules.leverage_cap)
     distance = rules.liquidation_distance * one / 1e4 + rules.maintenance_margin
     assert limit == 1.0 or 1.0 / limit >= distance * (1 - 1e-12), "liquidation lies beyond the stops"
 

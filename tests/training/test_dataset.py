@@ -116,7 +116,7 @@ def test_no_whole_warm_up_is_an_error() -> None:
 
 
 def test_a_folder_of_history_stands_for_its_candle_files(tmp_path: Path) -> None:
-    for name in ("b_1m", "a_1m", "a_1m_mark", "a_funding"):
+    for name in ("b_1m", "a_1m", "a_1m_mark", "a_funding", "B_8h-mark_2025", "B_8h-funding_rate_2025"):
         (tmp_path / f"{name}.parquet").touch()
     (tmp_path / "manifest.json").touch()
     single = tmp_path / "a_1m_mark.parquet"

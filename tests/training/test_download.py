@@ -18,7 +18,7 @@ from ccxt.async_support.binanceusdm import binanceusdm
 from feeds.emulator import Emulator, tape_from
 from feeds.emulator.tape import K
 from feeds.errors import RateLimited, RemoteError, RequestRefused
-from feeds.history import BinanceHistory
+from feeds.history.binance import BinanceHistory
 from feeds.market import NS_PER_MS, NS_PER_S, Candle, CandleSpec, Market
 from tests.daemon.test_cli import LSTMD, WAIT_S, environment
 from training import dataset, download

@@ -8,14 +8,16 @@ import torch
 
 from inference import artifact as artifacts
 from tests.training.test_dataset import write
-from training import fit, member, recipe, synthetic
+from training import fit, member, recipe, synthetic, unseen
 from training.dataset import CandlesError
 from training.recipe import Recipe, RecipeError
+from training.splits import Role
 
 TINY = Recipe(
     name="tiny", hidden=16, members=2, direction_members=1, passes=2, batch=4, bptt=240, resample=(), horizons=(5, 15),
     signal_horizon={"1m": 15},
 )  # fmt: skip
+REFIT = msgspec.structs.replace(TINY, refit=True)
 
 
 @pytest.fixture(scope="module")
@@ -65,23 +67,66 @@ def test_another_seed_gives_another_model(made: fit.Summary, candles: list[Path]
     assert other.model_id != made.model_id
 
 
-def test_a_run_that_was_broken_off_goes_on(
-    made: fit.Summary, candles: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def refitted(candles: list[Path], tmp_path_factory: pytest.TempPathFactory) -> fit.Summary:
+    return fit.train(candles, tmp_path_factory.mktemp("refitted") / "artifact", REFIT)
+
+
+def test_a_refit_teaches_what_validated_and_keeps_the_calibration(made: fit.Summary, refitted: fit.Summary) -> None:
+    assert refitted.artifact.manifest.calibration == made.artifact.manifest.calibration
+    assert refitted.artifact.manifest.range == made.artifact.manifest.range
+    assert not np.array_equal(refitted.artifact.weights.recurrent, made.artifact.weights.recurrent)
+    for first, second in zip(made.report["folds"], refitted.report["folds"], strict=True):
+        assert second == first | {"validate_from_ns": first["test_from_ns"]}
+    for key in ("rows", "prior", "passes", "linear"):
+        assert refitted.report[key] == made.report[key]
+    assert refitted.report["test"]["all"]["rows"] == made.report["test"]["all"]["rows"]
+
+
+def test_rows_of_a_refit_do_not_reach_over_the_cut(made: fit.Summary) -> None:
+    run = synthetic.market(synthetic.PLANTED, 12_000, seed=1)
+    first, again = (fit.epochs_of([run], TINY, refit=refit) for refit in (False, True))
+    cut_ns = made.report["folds"][0]["test_from_ns"]
+    reach = again.close_time_ns + max(TINY.horizons) * run.interval_ns
+    assert reach[again.role == Role.TRAIN].max() == cut_ns
+    assert not (again.role == Role.VALIDATE).any()
+    assert (again.role == Role.TRAIN).sum() > (first.role == Role.TRAIN).sum() + (first.role == Role.VALIDATE).sum()
+
+
+def test_rows_that_taught_in_a_refit_are_no_history_of_forecasts(
+    made: fit.Summary, refitted: fit.Summary, candles: list[Path]
 ) -> None:
+    roles = []
+    for summary in (made, refitted):
+        runs = unseen.runs_of(summary.artifact, candles)
+        roles.append(unseen.epochs_of(summary.artifact, runs, since_ns=0).role)
+    assert (roles[0] == Role.VALIDATE).any()
+    assert not (roles[1] == Role.VALIDATE).any()
+    np.testing.assert_array_equal(roles[0] == Role.TEST, roles[1] == Role.TEST)
+
+
+@pytest.mark.parametrize(("refit", "stop_at", "fitted"), [(False, 2, [0, 1, 1]), (True, 4, [0, 1, 0, 1, 1])])
+def test_a_run_that_was_broken_off_goes_on(
+    refit: bool, stop_at: int, fitted: list[int], made: fit.Summary, refitted: fit.Summary, candles: list[Path],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     seeds: list[int] = []
 
     def once(*args: object, seed: int, **rest: object) -> object:
         seeds.append(seed)
-        if len(seeds) == 2:
+        if len(seeds) == stop_at:
             raise KeyboardInterrupt
         return member.fit_member(*args, seed=seed, **rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("training.fit.fit_member", once)
+    monkeypatch.setattr("training.kept.fit_member", once)
+    wanted = refitted if refit else made
+    recipe = REFIT if refit else TINY
     with pytest.raises(KeyboardInterrupt):
-        fit.train(candles, tmp_path, TINY)
+        fit.train(candles, tmp_path, recipe)
     assert not (tmp_path / "manifest.json").exists()
-    assert fit.train(candles, tmp_path, TINY).model_id == made.model_id
-    assert seeds == [0, 1, 1]
+    assert fit.train(candles, tmp_path, recipe).model_id == wanted.model_id
+    assert (tmp_path / "model.safetensors").read_bytes() == (wanted.folder / "model.safetensors").read_bytes()
+    assert seeds == fitted
 
 
 def test_too_few_candles_are_refused(tmp_path: Path) -> None:

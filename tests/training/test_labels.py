@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.labels import LOG_RATIO_FLOOR, Labels, label
+from inference.outcomes import LOG_RATIO_FLOOR
+from training.labels import Labels, label
 
 SIGMA = 0.01
 

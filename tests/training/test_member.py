@@ -1,3 +1,5 @@
+import dataclasses
+
 import msgspec
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from training.calibration import logistic
 from training.member import Material
 from training.model import DIRECTION, TOUCH, Network, Normaliser, Targets, head_losses, run
 from training.splits import Role
+
+NONE = torch.empty(0, dtype=torch.int64)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +97,21 @@ def test_each_seed_makes_the_same_member_twice(material: Material) -> None:
     )
     assert all(torch.equal(first.main[name], second.main[name]) for name in first.main)
     assert not torch.equal(first.main["heads.weight"], other.main["heads.weight"])
+
+
+def test_a_second_fit_keeps_the_passes_of_the_first_and_looks_at_no_validation(material: Material) -> None:
+    recipe = msgspec.structs.replace(TINY, passes=3, learning_rate=0.02)
+    first = member.fit_member(recipe, material, seed=3, after_step=lambda done, total: None)
+    unseen = dataclasses.replace(
+        material, validate_x=material.validate_x[:, :0], validate=material.validate.lanes(NONE)
+    )
+    again = member.fit_member(recipe, unseen, seed=3, after_step=lambda done, total: None, like=first)
+    assert all(torch.equal(first.main[name], again.main[name]) for name in first.main)
+    assert all(torch.equal(first.direction[name], again.direction[name]) for name in first.direction)
+    earlier = dataclasses.replace(first, main_pass=1, direction_pass=2)
+    other = member.fit_member(recipe, unseen, seed=3, after_step=lambda done, total: None, like=earlier)
+    assert other.passes == 2
+    assert not torch.equal(other.main["heads.weight"], other.direction["heads.weight"])
 
 
 def test_it_stops_when_validation_no_longer_gains(material: Material) -> None:

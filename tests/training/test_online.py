@@ -7,11 +7,13 @@ import pytest
 
 from feeds.market import NS_PER_DAY
 from inference import artifact as artifacts
-from inference import recalibrate
+from inference import outcomes, recalibrate
 from inference.artifact import Artifact
 from inference.lstm import Combined
+from inference.outcomes import Columns
+from tests.data import shared
 from tests.training.test_dataset import write
-from training import ensemble, online, synthetic, unseen
+from training import dataset, ensemble, online, synthetic, unseen
 from training.dataset import CandlesError, Epochs, Series
 from training.forecasts import Rows, calibrated, rows_of
 from training.splits import Fold, Role
@@ -32,7 +34,7 @@ def run() -> Series:
 @pytest.fixture(scope="module")
 def folded(model: Artifact, run: Series) -> tuple[Epochs, Combined, Rows]:
     epochs = unseen.epochs_of(model, [unseen.Run(run, None)], since_ns=0)
-    answers = ensemble.forecast(model.weights, epochs.x, warmup=epochs.warmup)
+    answers = outcomes.answer(model.weights, epochs.x, warmup=epochs.warmup)
     return epochs, answers, rows_of(epochs, [run], {"1m": 15}, Role.TEST)
 
 
@@ -73,7 +75,32 @@ def test_the_revision_of_a_day_is_the_one_that_evaluation_applies(
     ):
         assert mine is not None
         assert theirs is not None
-        np.testing.assert_allclose(mine[today], theirs[today], atol=1e-5)
+        np.testing.assert_array_equal(mine[today], theirs[today])
+
+
+def test_what_the_daemon_observes_is_what_is_evaluated(model: Artifact, tmp_path: Path) -> None:
+    """On recorded candles with a hole: to the bit, since revisions must be."""
+    (whole,) = dataset.read_series(shared("ohlcv/binance_um/SUIUSDT_1m_2025-05_2025-06.parquet"))
+    run = whole.rows(slice(0, 6_000))
+    runs = dataset.read_series(write(tmp_path / "m.parquet", run, without=slice(2_345, 2_347)))
+    epochs = unseen.epochs_of(model, [unseen.Run(part, None) for part in runs], since_ns=0)
+    answers = outcomes.answer(model.weights, epochs.x, warmup=epochs.warmup)
+    columns = Columns(*(
+        np.concatenate([getattr(part, name) for part in runs]) for name in Columns._fields
+    ))  # fmt: skip
+    observed = outcomes.past(model, columns, run.interval_ns)
+    for k, past in enumerate(observed):
+        evaluated = online.past_of(answers, epochs, np.ones(len(epochs), bool), k)
+        assert len(past.close_time_ns) > 3_000
+        for mine, theirs in zip(past, evaluated, strict=True):
+            assert mine.dtype == theirs.dtype
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_the_steps_answers_are_torchs(model: Artifact, folded: tuple[Epochs, Combined, Rows]) -> None:
+    epochs, answers, _ = folded
+    for mine, theirs in zip(answers, ensemble.forecast(model.weights, epochs.x, warmup=epochs.warmup), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
 
 def test_the_first_day_is_under_the_own_calibration(

@@ -32,3 +32,14 @@ def test_cut_refuses_fractions_out_of_order() -> None:
     assert cut((0, 100), validate_from=0.6, test_from=0.75) == Fold(0, 60, 75, 100)
     with pytest.raises(ValueError, match="validate_from"):
         cut((0, 100), validate_from=0.8, test_from=0.75)
+
+
+@given(st.integers(0, 100), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(1, 10))
+def test_a_second_fit_has_no_validation_and_scores_the_same_rows(start: int, a: int, b: int, c: int, span: int) -> None:
+    fold = Fold(start, start + a, start + a + b, start + a + b + c)
+    closes = np.arange(start, fold.end_ns + 1, dtype=np.int64)
+    first, again = (f.roles(closes, label_span_ns=span) for f in (fold, fold.joined()))
+    assert not (again == Role.VALIDATE).any()
+    assert ((again == Role.TEST) == (first == Role.TEST)).all()
+    assert (again[(first == Role.TRAIN) | (first == Role.VALIDATE)] == Role.TRAIN).all()
+    assert (closes[again == Role.TRAIN] + span <= fold.test_from_ns).all()
