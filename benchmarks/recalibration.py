@@ -4,7 +4,9 @@ Only the validation spans of the artifact are used, the test spans never. The ar
 these very spans, so it is left out: what is revised is the bare ensemble. Groups are weighted alike. Spans are short
 (7 to 77 days), which is why more days than a week can hardly be judged on three of the five.
 
-    python benchmarks/recalibration.py DATA
+    python benchmarks/recalibration.py DATA ARTIFACT
+
+The artifact must be one made with `refit = false`: validation rows teach a second fit, so they say nothing of it.
 """
 
 import sys
@@ -56,9 +58,11 @@ def scores(past: Past, horizon_ns: int, days: int, deviation: float) -> tuple[fl
     return loss, metrics.ece(p, past.touched), float(np.mean((ratio - past.realised) ** 2))
 
 
-def main(data: Path) -> None:
+def main(data: Path, artifact: Path) -> None:
     """Print the grid, mean over groups."""
-    model = artifacts.load(artifacts.resolve("default"))
+    model = artifacts.load(artifact)
+    if model.manifest.recipe.get("refit"):
+        sys.exit(f"{artifact}: validation rows taught it; make one with refit = false")
     groups = [validation(model, sorted(data.glob(pattern))) for pattern in GROUPS]
     none = np.array([scores(*group, 0, 1.0) for group in groups])
     print("days  deviation  touch log loss, 1e-5  ECE, mean and greatest  log variance MSE, %")
@@ -72,4 +76,4 @@ def main(data: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), artifacts.resolve(sys.argv[2]))

@@ -16,8 +16,7 @@ from daemon import topics
 from daemon.pipeline import Pipeline
 from feeds.capture import AggTrade, agg_trade_frame
 from feeds.emulator.synthetic import synthetic_tape
-from feeds.emulator.tape import T
-from feeds.emulator.venue import decimal_text
+from feeds.emulator.tape import T, decimal_text
 from feeds.events import Event, MarketTrade
 from feeds.exchanges.binance import BinanceCodec
 from feeds.market import CandleSpec, Market
@@ -68,10 +67,10 @@ def main() -> None:
     history, live, market = frames(count)
     codec = BinanceCodec([market], {market.symbol: [SPEC]})
     pipeline = Pipeline(Model(artifact.load(artifact.resolve("default")), Rules()), base_topic="lstmd")
-    one = pipeline.add(market)
+    one = pipeline.add(market, codec.traits)
     one.clock.set((BEGIN_MS + HISTORY_MS) * 1_000_000)
     one.settle_funding([], 1 << 62)
-    line = one.add(SPEC, pipeline.model, grace_ns=codec.grace_ns, has_kline=True, by_exchange=False)
+    line = one.add(SPEC, pipeline.model, has_kline=True, by_exchange=False)
     line.begin(newest_seq=SPEC.seq_at(BEGIN_MS * 1_000_000), stream_seq=None, journal=[], snapshot=None)
     one.channels["1m"].closer.see(SPEC.open_of(BEGIN_MS * 1_000_000))
     for frame in history:

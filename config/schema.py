@@ -56,6 +56,27 @@ def _broker_url(text: str) -> str:
     return _url(text, "mqtt", "mqtts", port=1883)
 
 
+def proxy_address(text: str) -> str:
+    """Return a proxy's address if it is one; what is said of it never shows its password.
+
+    Raises:
+        ValueError: it is none.
+
+    """
+    parts = urlsplit(text)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme not in ("http", "socks5", "socks5h") or not parts.hostname or not port:
+        raise ValueError("not an address such as http://127.0.0.1:3128, socks5://… or socks5h://…, with its port")
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError("scheme, user, password, host and port only")
+    if bool(parts.username) != bool(parts.password):
+        raise ValueError("user and password go together")
+    return text.rstrip("/")
+
+
 def _spec(text: str) -> str:
     if not _SPEC.fullmatch(text):
         raise ValueError(f"{text!r} is no candle spec; examples: 5s 1m 4h 1d 100t 50v 1000000$")
@@ -65,6 +86,14 @@ def _spec(text: str) -> str:
 def _symbol(text: str) -> str:
     if text != "all" and not _SYMBOL.fullmatch(text) and not set("*?[") & set(text):
         raise ValueError(f"{text!r} is no unified contract symbol such as BTC/USDT:USDT, no glob, and not 'all'")
+    return text
+
+
+def _contract(text: str) -> str:
+    if not _SYMBOL.fullmatch(text) or set("*?[") & set(text):
+        raise ValueError(
+            f"{text!r} is no unified contract symbol such as BTC/USDT:USDT; the list is fixed, without globs"
+        )
     return text
 
 
@@ -111,6 +140,9 @@ Symbols = Annotated[
     BeforeValidator(_listed),
     AfterValidator(_unique),
     Field(min_length=1),
+]
+Contracts = Annotated[
+    tuple[Annotated[str, AfterValidator(_contract)], ...], BeforeValidator(_listed), AfterValidator(_unique)
 ]
 
 
@@ -173,7 +205,7 @@ class Store(_Section):
     outbox_max_bytes: Annotated[int, Field(ge=1_000_000)] = 1_000_000_000
     """Their bytes, likewise."""
     journal_keep: Annotated[int, Field(ge=2000)] = 10_000
-    """Closed candles kept per market and candle spec; no fewer than two epochs with their warm-up."""
+    """Closed candles kept per market and spec: two epochs with their warm-up at least, a day more with a guard on."""
 
 
 class Model(_Section):
@@ -194,8 +226,14 @@ class Decision(_Section):
     """Edge above which a side is taken, basis points; none: the artifact's own threshold."""
     exit_edge_bps: Annotated[float, Field(ge=-10_000, le=10_000)] | None = None
     """Edge below which it is given up, basis points; none: the artifact's own threshold."""
-    probability_min: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Probability a side needs at least; none: the artifact's own threshold."""
+    probability_min: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability a side needs at least to be taken; one that is held is kept below it."""
+    volatility_target_bps: Annotated[float, Field(gt=0, le=10_000)] = 10.0
+    """Deviation of equity over the horizon that `size_hint` aims at, basis points."""
+    cooldown_candles: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Candles to stay flat after a losing exit, within the UTC day; none: no such guard."""
+    daily_loss_limit_bps: Annotated[float, Field(gt=0, le=10_000)] | None = None
+    """Loss of a UTC day, basis points of the position, at which to stay flat until 00:00; none: no such guard."""
 
     @model_validator(mode="after")
     def _hysteresis(self) -> Self:
@@ -241,10 +279,21 @@ class Feed(_Section):
     """Candle specs: `5s 1m 4h 1d` by time, `100t` by trades, `50v` by volume, `1000000$` by value."""
     close: Literal["trades", "exchange"] = "trades"
     """`trades`: a candle counts as soon as our own is complete; `exchange`: only once the exchange's own has come."""
+    calibrate_on: Contracts = ()
+    """Markets whose last seven days revise the calibration each UTC day; none: the artifact's own is in force."""
+    redundant: bool = False
+    """Whether a second connection carries the same streams all the time, so that the loss of one loses nothing."""
+    proxy: SecretStr | None = None
+    """Proxy of websocket and REST: `http://`, `socks5://` or `socks5h://[user:password@]host:port`; none: none at all."""
     ws_url: str | None = None
     """Replaces scheme, host and port of the exchange's websocket address; the path stays."""
     rest_url: str | None = None
     """Likewise for REST."""
+
+    @field_validator("proxy")
+    @classmethod
+    def _through(cls, proxy: SecretStr | None) -> SecretStr | None:
+        return proxy and SecretStr(proxy_address(proxy.get_secret_value()))
 
     @field_validator("ws_url")
     @classmethod

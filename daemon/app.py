@@ -27,6 +27,7 @@ from daemon.pipeline import Pipeline
 from daemon.publisher import Publisher
 from daemon.reload import Reloader
 from daemon.requests import Requests
+from daemon.source import Budgets
 from daemon.store import Store
 from inference.artifact import Manifest
 from inference.engine import Model
@@ -62,6 +63,10 @@ def rules_of(config: Config, manifest: Manifest) -> Rules:
         half_spread_bps=own.half_spread_bps,
         enter_edge_bps=theirs.enter_edge_bps if own.enter_edge_bps is None else own.enter_edge_bps,
         exit_edge_bps=theirs.exit_edge_bps if own.exit_edge_bps is None else own.exit_edge_bps,
+        probability_min=own.probability_min,
+        volatility_target_bps=own.volatility_target_bps,
+        cooldown_candles=own.cooldown_candles,
+        daily_loss_limit_bps=own.daily_loss_limit_bps,
     )
 
 
@@ -119,7 +124,11 @@ async def _serve(
         rng=clock.rng(),
     )
     committer = Committer(config, pipeline, store, publisher, metrics)
-    desks = [Desk(number, feed, pipeline, store, metrics, committer.moved) for number, feed in enumerate(config.feeds)]
+    budgets = Budgets(store)
+    desks = [
+        Desk(number, feed, pipeline, store, metrics, committer.moved, budgets)
+        for number, feed in enumerate(config.feeds)
+    ]
     reporter = Reporter(config, model, desks, store, publisher, metrics, boot_id)
     requests = Requests(link, publisher, store, reporter, reloader, base_topic=base)
     shipping = asyncio.Event()

@@ -8,15 +8,14 @@ from pathlib import Path
 
 from config.load import ConfigError, Problem
 from config.schema import Config, Feed
-from feeds.exchanges import CODECS
+from feeds.exchanges import CLOSED, CODECS
 from feeds.market import NS_PER_S, CandleSpec, slug_of
 from inference import artifact as artifacts
-from inference.artifact import Artifact, ArtifactError
+from inference.artifact import Artifact, ArtifactError, Manifest
+from inference.guards import candles_a_day
+from inference.recalibrate import DAYS
 
 MINUTE_NS = 60 * NS_PER_S
-TRADE_HISTORY = frozenset({"binance"})
-"""Exchanges that serve trades far enough back to repair a gap: 48 h of aggTrades. Only there do candles below a minute,
-and candles that close by trades, make sense."""
 
 
 def check(config: Config) -> Artifact:
@@ -43,18 +42,29 @@ def _feeds(config: Config) -> Iterator[Problem]:
         if feed.exchange not in CODECS:
             served = ", ".join(sorted(CODECS))
             yield Problem(f"feeds[{number}].exchange", f"{feed.exchange} is not served by this version; {served} is")
-        yield from _symbols(number, feed)
+        yield from _addresses(number, feed)
+        yield from _symbols(number, feed, "symbols")
+        yield from _symbols(number, feed, "calibrate_on")
         yield from _specs(number, feed)
 
 
-def _symbols(number: int, feed: Feed) -> Iterator[Problem]:
-    for at, symbol in enumerate(feed.symbols):
+def _addresses(number: int, feed: Feed) -> Iterator[Problem]:
+    """Find the addresses that an exchange lacks which is no more: they are those of a server in its place."""
+    if feed.exchange not in CLOSED:
+        return
+    for name in ("ws_url", "rest_url"):
+        if getattr(feed, name) is None:
+            yield Problem(f"feeds[{number}].{name}", f"{CLOSED[feed.exchange]}: name a server that speaks its protocol")
+
+
+def _symbols(number: int, feed: Feed, name: str) -> Iterator[Problem]:
+    for at, symbol in enumerate(getattr(feed, name)):
         if symbol == "all" or set("*?[") & set(symbol):
             continue
         try:
             slug_of(symbol)
         except ValueError as error:
-            yield Problem(f"feeds[{number}].symbols[{at}]", str(error))
+            yield Problem(f"feeds[{number}].{name}[{at}]", str(error))
 
 
 def _specs(number: int, feed: Feed) -> Iterator[Problem]:
@@ -68,14 +78,28 @@ def _specs(number: int, feed: Feed) -> Iterator[Problem]:
             continue
         if spec.by_time and lengths.setdefault(spec.interval_ns, text) != text:
             yield Problem(key, f"{text} is as long as {lengths[spec.interval_ns]}")
-        if feed.exchange not in TRADE_HISTORY and (not spec.by_time or spec.interval_ns < MINUTE_NS):
+        codec = CODECS.get(feed.exchange)
+        is_small = not spec.by_time or spec.interval_ns < MINUTE_NS
+        from_trades = is_small or (codec is not None and not codec.has_kline(spec))
+        if from_trades and not (codec and codec.trade_history):
             yield Problem(key, f"{feed.exchange} serves too little trade history to repair a gap in {text} candles")
+        elif is_small and feed.calibrate_on:
+            yield Problem(key, f"calibrate_on looks back over {DAYS} days, for which no exchange serves {text} candles")
 
 
 def _fit(config: Config, artifact: Artifact) -> Iterator[Problem]:
-    manifest = artifact.manifest
+    manifest, own, keep = artifact.manifest, config.decision, config.store.journal_keep
+    is_guarded = own.cooldown_candles is not None or own.daily_loss_limit_bps is not None
     for number, feed in enumerate(config.feeds):
         for at, text in enumerate(feed.candles):
             if text not in manifest.specs:
                 known = ", ".join(manifest.specs)
                 yield Problem(f"feeds[{number}].candles[{at}]", f"artifact {manifest.name} serves {known}, not {text}")
+            elif is_guarded and (needed := _journal_for(manifest, CandleSpec.parse(text))) > keep:
+                reason = f"with a guard of [decision] {text} candles need a store.journal_keep of {needed}, not {keep}"
+                yield Problem(f"feeds[{number}].candles[{at}]", reason)
+
+
+def _journal_for(manifest: Manifest, spec: CandleSpec) -> int:
+    """Return the candles a guarded line may need: an epoch to make up for, and from there to midnight and its fold."""
+    return 2 * manifest.epoch + manifest.warmup + (candles_a_day(spec) if spec.by_time else 0)

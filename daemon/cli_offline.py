@@ -10,25 +10,42 @@ import typer
 from daemon.cli_shared import AsJson, ConfigPath, fail, load_config, print_json, print_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from feeds.capture import Frame
-    from feeds.emulator.server import Emulator
+    from feeds.emulator.tape import Tape
     from feeds.exchanges.base import Codec
     from feeds.market import CandleSpec
+    from inference.revisions import Revision
     from training.folder import Entry
 
 app = typer.Typer()
 
 
+def _proxy(text: str | None) -> str | None:
+    from config.schema import proxy_address
+
+    try:
+        return text and proxy_address(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Proxy = Annotated[
+    str | None,
+    typer.Option(
+        envvar="LSTMD_PROXY", callback=_proxy, help="http://, socks5:// or socks5h://[user:password@]host:port."
+    ),
+]
+
+
 @app.command()
 def emulate(
     tape: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
-            help="SYMBOL=SOURCE, any number: `synthetic`, a trades file, a capture, or a parquet file of candles."
+            help="SYMBOL=SOURCE, any number: `synthetic`, a trades file, a capture, or a parquet file of candles; the "
+            "symbol is the exchange's own. Default: a few synthetic markets."
         ),
-    ] = ["BTCUSDT=synthetic", "ETHUSDT=synthetic", "SOLUSDT=synthetic"],  # noqa: B006 (typer copies it)
+    ] = None,
+    exchange: Annotated[str, typer.Option(help="Exchange to be.")] = "binance",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 9000,
     speed: Annotated[float, typer.Option(min=0.01, max=10_000, help="Exchange seconds per second.")] = 1.0,
@@ -38,18 +55,21 @@ def emulate(
     begin: Annotated[str, typer.Option(help="Day on which synthetic tapes begin, UTC.")] = "2025-01-06",
     seed: Annotated[int, typer.Option(help="Seed of the synthetic tapes.")] = 7,
 ) -> None:
-    """Be a Binance USDⓈ-M exchange on loopback: websocket and REST over tapes, on a clock that begins at the first
-    subscription.
-    """  # noqa: D205
+    """Be an exchange on loopback: websocket and REST over tapes, on a clock that begins at the first subscription."""
     import asyncio
 
     from daemon.watch import stop_event
-    from feeds.emulator.server import serve
+    from feeds.emulator.dialects import DIALECTS
+    from feeds.emulator.server import Emulator, serve
 
-    emulator = _emulator(tape, begin=begin, seed=seed, history_h=history_h, speed=speed)
+    if exchange not in DIALECTS:
+        raise typer.BadParameter(f"{exchange!r} is not one of {', '.join(sorted(DIALECTS))}", param_hint="--exchange")
+    tapes = _tapes(tape or [f"{native}=synthetic" for native in DIALECTS[exchange].natives], begin=begin, seed=seed)
+    start_ms = max(one.begin_ms for one in tapes.values()) + round(history_h * 3_600_000)
+    emulator = Emulator(tapes, exchange=exchange, start_ns=start_ms * 1_000_000, speed=speed)
 
     def ready(bound: int) -> None:
-        typer.echo(f'listening: ws_url = "ws://{host}:{bound}", rest_url = "http://{host}:{bound}"')
+        typer.echo(f'{exchange} listening: ws_url = "ws://{host}:{bound}", rest_url = "http://{host}:{bound}"')
 
     async def main() -> None:
         await serve(emulator, stop_event(), host=host, port=port, ready=ready)
@@ -60,13 +80,12 @@ def emulate(
         fail(f"--port {port}: {error.strerror}")
 
 
-def _emulator(tapes: list[str], *, begin: str, seed: int, history_h: float, speed: float) -> "Emulator":
-    from feeds.emulator.server import Emulator
+def _tapes(texts: list[str], *, begin: str, seed: int) -> "dict[str, Tape]":
     from feeds.emulator.sources import tape_from
 
     begin_ns = _instant_ns(begin, "--begin")
     made = {}
-    for at, text in enumerate(tapes):
+    for at, text in enumerate(texts):
         native, split, source = text.partition("=")
         if not split:
             raise typer.BadParameter(f"{text!r} is not SYMBOL=SOURCE", param_hint="--tape")
@@ -74,25 +93,31 @@ def _emulator(tapes: list[str], *, begin: str, seed: int, history_h: float, spee
             made[native.upper()] = tape_from(source, native.upper(), seed=seed + at, begin_ns=begin_ns)
         except (OSError, ValueError) as error:
             raise typer.BadParameter(f"{source}: {error}", param_hint="--tape") from None
-    start_ms = max(one.begin_ms for one in made.values()) + round(history_h * 3_600_000)
-    return Emulator(made, start_ns=start_ms * 1_000_000, speed=speed)
+    return made
 
 
 @app.command()
 def record(
-    out: Annotated[Path, typer.Argument(help="File to write, gzip: frames.gz.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write to: a new file each hour, and each 256 MiB.")],
     symbol: Annotated[list[str], typer.Option(help="ccxt unified symbol, any number.")],
-    candles: Annotated[list[str] | None, typer.Option(help="Candle spec whose klines to record, any number.")] = None,
+    candles: Annotated[
+        list[str] | None, typer.Option(help="Candle spec whose klines to record, any number. Default: 1m.")
+    ] = None,
+    max_gib: Annotated[
+        float, typer.Option(min=0.001, help="Size of the exchange's recordings in the folder; beyond, the oldest go.")
+    ] = 10.0,
     exchange: Annotated[str, typer.Option(help="Exchange.")] = "binance",
     ws_url: Annotated[str | None, typer.Option(help="Websocket address instead of the exchange's.")] = None,
     rest_url: Annotated[str | None, typer.Option(help="REST address instead of the exchange's.")] = None,
+    proxy: Proxy = None,
     seconds: Annotated[float | None, typer.Option(min=0, help="Stop after so many. Default: at Ctrl-C.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Record an exchange's frames as they come, for `replay` and `emulate`."""
+    """Record an exchange's frames as they come, and what funding it settles, for `replay` and `emulate`."""
     import asyncio
 
     from daemon import log_setup
+    from daemon.record import Written
     from daemon.record import record as run_record
     from daemon.watch import stop_event
     from feeds.errors import RemoteError
@@ -101,79 +126,110 @@ def record(
     specs = specs_of(candles or ["1m"])
     log_setup.configure(format="console" if sys.stderr.isatty() else "json")
 
-    async def main() -> int:
-        stop = stop_event(seconds)
+    async def main() -> Written:
         return await run_record(
-            out, exchange=exchange, symbols=symbol, specs=specs, ws_url=ws_url, rest_url=rest_url, stop=stop
-        )
+            folder, exchange=exchange, symbols=symbol, specs=specs, max_bytes=round(max_gib * 2**30), ws_url=ws_url,
+            rest_url=rest_url, proxy=proxy, stop=stop_event(seconds),
+        )  # fmt: skip
 
     try:
-        frames = asyncio.run(main())
+        written = asyncio.run(main())
     except (RemoteError, OSError) as error:
         fail(str(error))
     if as_json:
-        print_json({"file": str(out), "frames": frames})
+        print_json({"folder": str(folder), **written._asdict()})
     else:
-        typer.echo(f"{frames} frames in {out}")
+        typer.echo(f"{written.entries} entries in {written.files} files, {written.bytes} bytes, in {folder}")
 
 
 @app.command()
 def replay(
-    tape: Annotated[Path, typer.Argument(help="A recording, a capture (hftbacktest, cryptofeed) or an aggTrades zip.")],
-    symbol: Annotated[list[str], typer.Option(help="ccxt unified symbol, any number; the first names a zip's market.")],
-    candles: Annotated[list[str] | None, typer.Option(help="Candle spec, any number. Default: 1m.")] = None,
-    exchange: Annotated[str, typer.Option(help="Exchange whose frames the tape holds.")] = "binance",
+    tape: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...",
+            help="Recordings: files, folders of them, globs. Or tapes of other kinds: aggTrades zips, captures of "
+            "hftbacktest or cryptofeed.",
+        ),
+    ],
+    symbol: Annotated[
+        list[str] | None,
+        typer.Option(help="ccxt unified symbol, any number; the first names a zip's market. Default: a recording's."),
+    ] = None,
+    candles: Annotated[
+        list[str] | None, typer.Option(help="Candle spec, any number. Default: a recording's, else 1m.")
+    ] = None,
+    exchange: Annotated[
+        str | None, typer.Option(help="Exchange whose frames the tape holds. Default: a recording's, else binance.")
+    ] = None,
     kind: Annotated[str, typer.Option(help="What to print: signal, candle or all.")] = "signal",
     out: Annotated[Path | None, typer.Option(help="File to write. Default: standard output.")] = None,
+    revision: Annotated[
+        list[Path] | None,
+        typer.Option(help="Revision by `calibrate` for each UTC day of the tape. Default: the artifact's calibration."),
+    ] = None,
     config: ConfigPath = None,
 ) -> None:
     """Run a tape through the daemon's pipeline; print what it would have published as JSON lines, without a broker.
 
     Base topic, artifact and costs come from the configuration.
     """
-    from daemon import check
+    from daemon import check, tapes
     from daemon.app import rules_of
     from daemon.replay import Replay, TapeError
     from inference.engine import Model
 
     if kind not in {"signal", "candle", "all"}:
         raise typer.BadParameter(f"{kind!r} is not signal, candle or all", param_hint="--kind")
+    if exchange:
+        codec_of(exchange)
     settings = load_config(config)
     artifact = check.check(settings)
-    specs = specs_of(candles or ["1m"])
-    strange = [spec.text for spec in specs if spec.text not in artifact.manifest.specs]
-    if strange and kind != "candle":
-        served = ", ".join(artifact.manifest.specs)
-        message = f"the artifact serves {served}, not {', '.join(strange)}; --kind candle gives candles of any spec"
-        raise typer.BadParameter(message, param_hint="--candles")
     try:
-        native = codec_of(exchange).native_of(symbol[0])
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--symbol") from None
-    try:
+        found = tapes.find(tape, exchange)
+        exchange = exchange or found.exchange or "binance"
+        specs = specs_of(candles or found.specs or ["1m"])
+        strange = [spec.text for spec in specs if spec.text not in artifact.manifest.specs]
+        if strange and kind != "candle":
+            served = ", ".join(artifact.manifest.specs)
+            message = f"the artifact serves {served}, not {', '.join(strange)}; --kind candle gives candles of any spec"
+            raise typer.BadParameter(message, param_hint="--candles")
+        native = "" if found.recordings else _native(exchange, symbol)
         player = Replay(
             Model(artifact, rules_of(settings, artifact.manifest)),
-            exchange=exchange,
-            symbols=symbol,
+            exchange=codec_of(exchange).name,
+            symbols=symbol or [],
             specs=specs,
             base_topic=settings.mqtt.base_topic,
+            revisions=[_revision(path) for path in revision or []],
         )
         with out.open("wb") if out else contextlib.nullcontext(sys.stdout.buffer) as sink:
-            for output in player.run(_frames(tape, native)):
+            for output in found.outputs(player, native, lambda text: typer.echo(f"lstmd: {text}", err=True)):
                 if kind in {"all", output.kind}:
                     sink.write(b'{"topic":"%s","payload":%s}\n' % (output.topic.encode(), output.payload))
     except (TapeError, OSError) as error:
         fail(str(error))
 
 
-def _frames(tape: Path, native: str) -> "Iterator[Frame]":
-    from daemon.replay import TapeError
-    from feeds.capture import tape_frames
+def _native(exchange: str, symbols: list[str] | None) -> str:
+    """Return the exchange's name of the first symbol."""
+    if not symbols:
+        raise typer.BadParameter("is needed: a tape that is no recording does not say it", param_hint="--symbol")
+    try:
+        return codec_of(exchange).native_of(symbols[0])
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--symbol") from None
+
+
+def _revision(path: Path) -> "Revision":
+    import msgspec
+
+    from inference.revisions import Revision
 
     try:
-        yield from tape_frames(tape, native)
-    except (OSError, ValueError) as error:
-        raise TapeError(str(error)) from error
+        return msgspec.json.decode(path.read_bytes(), type=Revision)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise typer.BadParameter(f"{path}: {error}", param_hint="--revision") from None
 
 
 def codec_of(exchange: str) -> "type[Codec]":
@@ -206,6 +262,7 @@ def history(
     ] = None,
     exchange: Annotated[str, typer.Option(help="Exchange.")] = "binance",
     rest_url: Annotated[str | None, typer.Option(help="REST address instead of the exchange's.")] = None,
+    proxy: Proxy = None,
     as_json: AsJson = False,
 ) -> None:
     """Fetch candles, mark-price candles and settled funding into a folder of parquet files with a manifest.
@@ -229,7 +286,7 @@ def history(
         raise typer.BadParameter("lies before --since", param_hint="--until")
 
     async def main() -> "list[Entry]":
-        source = open_history(exchange, rest_url)
+        source = open_history(exchange, rest_url, proxy=proxy)
         try:
             return await download(
                 source, out, symbols=symbol, specs=specs, since_ns=since_ns, until_ns=until_ns, rng=clock.rng(),
@@ -383,8 +440,14 @@ def evaluate(
     ],
     more: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="Further files of candles.")] = None,
     artifact: Annotated[str, typer.Option(help="`default` or a folder.")] = "default",
-    train: Annotated[list[Path] | None, typer.Option(help="Candles that teach the baselines, any number.")] = None,
+    train: Annotated[
+        list[Path] | None, typer.Option(help="Candles that teach the baselines, files or folders, any number.")
+    ] = None,
     since: Annotated[str | None, typer.Option(help="Score from this UTC day on.")] = None,
+    folds: Annotated[
+        int,
+        typer.Option(min=1, help="Walk forward: fit the baselines anew at so many cuts, each on what lies before it."),
+    ] = 1,
     funding: Annotated[
         list[Path] | None, typer.Option(help="Parquet file of settled funding, named after its market; any number.")
     ] = None,
@@ -402,20 +465,23 @@ def evaluate(
         day = dt.date.fromisoformat(since) if since else None
     except ValueError:
         raise typer.BadParameter(f"{since!r} is not a day such as 2025-01-06", param_hint="--since") from None
+    if folds > 1 and not train:
+        raise typer.BadParameter("refits the baselines, so it needs --train", param_hint="--folds")
     try:
         scored = evaluation.assess(
             candle_files([*candles, *(more or [])]),
             artifacts.resolve(artifact),
-            train=train,
+            train=candle_files(train or []),
             since=day,
+            folds=folds,
             funding=funding,
         )
-    except CandlesError as error:
-        fail(str(error))
-    if html:
-        from training.report import page
+        if html:
+            from training.report import page
 
-        html.write_text(page(scored), encoding="utf-8")
+            html.write_text(page(scored), encoding="utf-8")
+    except (CandlesError, OSError) as error:
+        fail(str(error))
     if as_json:
         print_json(scored.result)
         return

@@ -3,6 +3,7 @@
 import asyncio
 from typing import NoReturn
 
+import msgspec
 import structlog
 
 from config.schema import Config
@@ -61,10 +62,7 @@ class Committer:
             if done.drafts:
                 remaining_ns = done.drafts[-1].valid_until_ns - self._pipeline.markets[line.key].clock.now_ns
                 expiry_s[line.topic] = max(1, remaining_ns // NS_PER_S + 1)
-            if done.repaired:
-                self._log.warning(
-                    "candles_repaired", market=line.market.symbol, candles=line.spec.text, seqs=done.repaired
-                )
+            self._tell_quality(line, done)
             if self._hummingbot:
                 self._predict(line, done)
             if self._candles:
@@ -77,6 +75,22 @@ class Committer:
         shed = self._store.shed(self._limits, now_ns=self._pipeline.now_ns, after_row=self._publisher.sent_to)
         if shed:
             self._log.warning("outbox_bounded", messages=shed, outbox=self._store.load().rows)
+
+    def _tell_quality(self, line: Line, done: LineWork) -> None:
+        for ours, official, repaired in map(msgspec.structs.astuple, done.mismatches):
+            told = topics.quality_message(line.market, line.spec, ours, official, repaired=repaired)
+            self._publisher.volatile(
+                topics.spec_topic(self._base, line.market, line.spec, "quality"), topics.encode(told), qos=1
+            )
+            figures = [difference.figure for difference in told.differences]
+            self._log.warning(
+                "candle_mismatch",
+                market=line.market.symbol,
+                candles=line.spec.text,
+                seq=told.seq,
+                figures=figures,
+                repaired=repaired,
+            )
 
     def _predict(self, line: Line, done: LineWork) -> None:
         """Publish what hummingbot reads. It has one topic a market: the first candle spec speaks, on time or not."""

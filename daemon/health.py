@@ -155,11 +155,13 @@ class Reporter:
         self._count(f"trades {desk.number}", metrics.trades_total.labels(name), applied)
         self._count(f"late {desk.number}", metrics.late_trades_total.labels(name), late)
         self._count(f"feed {desk.number}", metrics.reconnects_total.labels(name), desk.reconnects)
-        mismatches = counted.pop("mismatch", 0) + sum(closer.mismatches for closer in closers)
+        mismatches = counted.pop("mismatch", 0)
+        self._count(f"mismatches {desk.number}", metrics.candle_mismatches_total.labels(name), mismatches)
         return {
             "live": int(desk.live),
             "reason": desk.reason or None,
             "reconnects": desk.reconnects,
+            "markets_waiting": desk.waiting,
             "silent_s": silent_s,
             "lag_ms": round(lag_ns / 1e6, 1),
             "candle_mismatches": mismatches,

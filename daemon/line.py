@@ -44,6 +44,16 @@ class Draft(msgspec.Struct, frozen=True):
     """When the event that caused it was received; 0 if it was not received live."""
 
 
+class Mismatch(msgspec.Struct, frozen=True):
+    """A candle of ours beside the exchange's own of the same ordinal, whose figures stand."""
+
+    ours: Candle | None
+    """None: we had found that there was none."""
+    official: Candle
+    repaired: bool
+    """Whether ours had been folded already, so that journal and state were repaired after its signal."""
+
+
 class LineWork(msgspec.Struct):
     """What a line has done since it was last asked: to be committed in one transaction."""
 
@@ -51,8 +61,8 @@ class LineWork(msgspec.Struct):
     drafts: list[Draft]
     candles: list[Candle]
     """Newly closed candles, for the candle topic; the warm-up's are no news."""
-    repaired: list[int]
-    """Ordinals whose figures differed from the exchange's after their signal; journal and state were repaired."""
+    mismatches: list[Mismatch]
+    """Candles that were not the exchange's own."""
 
 
 class Cause(msgspec.Struct, frozen=True):
@@ -89,8 +99,9 @@ class Line:
         self.newest_ns = 0
         """Close of the newest folded candle."""
         self.waits_for_funding = False
+        self.waits_for_calibration = False
         model = engine.model
-        self._history: deque[Ordinal] = deque(maxlen=2 * model.epoch + model.warmup)
+        self._history: deque[Ordinal] = deque(maxlen=engine.reach + model.epoch)
         self._waiting: dict[int, tuple[Ordinal, Cause]] = {}
         self._absent: dict[int, int] = {}
         self._owed: int | None = None
@@ -102,7 +113,7 @@ class Line:
     @property
     def model_key(self) -> str:
         """What a snapshot depends on besides the candles."""
-        return f"{self.engine.model.id}/{self.engine.model.policy}"
+        return self.engine.key
 
     @property
     def next_open_ns(self) -> int:
@@ -130,18 +141,28 @@ class Line:
         rows = [row for row in journal if row.seq >= start]
         contiguous = bool(rows) and rows[0].seq == start and rows[-1].seq - start == len(rows) - 1
         self.next_seq = start
-        if contiguous:
-            self._replay(rows, snapshot)
+        self._leading_gap = not contiguous
         if stream_seq is not None:
             self._owe(after, self.publish_from, "absent_too_long")
-        self._leading_gap = not contiguous
+        if contiguous:
+            self._replay(rows, snapshot)
+        self._take_what_waits()
 
     def _replay(self, rows: list[Ordinal], snapshot: bytes | None) -> None:
         restored = snapshot is not None and self._restored(snapshot)
         for row in rows:
+            if not restored and (row.seq > self.next_seq or self.engine.calibration(row.seq) is None):
+                self._waiting[row.seq] = (row, Cause(0))  # folded once the revision of its day is known
+                continue
             if not restored:
                 self._advance(row)
             self._remember(row)
+        self.drain()
+
+    def _take_what_waits(self) -> None:
+        """Fold what has closed before the line was taken up, and forget what lies behind it."""
+        self._waiting = {seq: waiting for seq, waiting in self._waiting.items() if seq >= self.next_seq}
+        self.drain()
 
     def _restored(self, snapshot: bytes) -> bool:
         self.engine.reset()
@@ -168,6 +189,7 @@ class Line:
         if journal and snapshot is not None and self._restored(snapshot):
             self.next_seq = journal[-1].seq + 1
             self.publish_from = self.next_seq if stream_seq is None else stream_seq + 1
+            self._take_what_waits()
             return
         listed_ns = self.market.listed_at_ns
         known_day = first_day if listed_ns is not None and listed_ns // NS_PER_DAY >= first_day else first_day + 1
@@ -176,6 +198,13 @@ class Line:
         if stream_seq is not None:
             self.publish_from = max(stream_seq + 1, self.publish_from)
             self._owe(stream_seq + 1, self.publish_from, "absent_too_long")
+        self._take_what_waits()
+
+    def begin_with_first(self) -> None:
+        """Take up a time line at the oldest candle offered so far: nobody can say what came before it."""
+        if not self.next_seq and self._waiting:
+            self.next_seq = self.publish_from = min(self._waiting)
+            self.drain(self._waiting[self.next_seq][1])
 
     # ---- candles
 
@@ -196,6 +225,9 @@ class Line:
         self._open_day()
         while waiting := self._waiting.get(self.next_seq):
             row, arrived = waiting
+            self.waits_for_calibration = self.engine.calibration(row.seq) is None
+            if self.waits_for_calibration:
+                return
             charge = 0.0
             if row.candle is not None:
                 known = self._charge(row.candle)
@@ -236,7 +268,8 @@ class Line:
             self._signal(row.candle, answer, cause, late=late)
         elif void_hash is not None:
             close_ns = row.seq * self.spec.interval_ns
-            self._void("void", row.seq, row.seq, close_ns, cause.void_reason, void_hash, cause)
+            policy = self.engine.policy_for(row.seq)
+            self._void("void", row.seq, row.seq, close_ns, cause.void_reason, void_hash, cause, policy)
 
     def _advance(self, row: Ordinal, charge: float | None = None) -> tuple[Answer | None, str | None]:
         if row.candle is None:
@@ -263,6 +296,7 @@ class Line:
         waiting = self._waiting.get(official.seq)
         if waiting and waiting[0].candle and not waiting[0].candle.same_figures(official):
             self._waiting[official.seq] = (Ordinal(official.seq, official), waiting[1])
+            self.differs(waiting[0].candle, official)
             return False
         at = next((i for i, row in enumerate(self._history) if row.seq == official.seq), None)
         if at is None:
@@ -273,9 +307,13 @@ class Line:
         row = Ordinal(official.seq, msgspec.structs.replace(official, origin=Origin.REPAIRED))
         self._history[at] = row
         self._work.rows.append(row)
-        self._work.repaired.append(row.seq)
+        self.differs(mine, official, repaired=True)
         self._refold()
         return False
+
+    def differs(self, ours: Candle | None, official: Candle, *, repaired: bool = False) -> None:
+        """Note that a candle of ours was not the exchange's."""
+        self._work.mismatches.append(Mismatch(ours, official, repaired))
 
     def _refold(self) -> None:
         start = self.engine.fold_start(self._history[-1].seq)
@@ -335,16 +373,16 @@ class Line:
             self._void("gap", first, then - 1, time_ns, reason, "", Cause(time_ns))
         self._owed = then
 
-    def _identity(self, seq: int, inputs_hash: str) -> dict[str, str | int]:
+    def _identity(self, seq: int, inputs_hash: str, policy: str) -> dict[str, str | int]:
         model = self.engine.model
         return {
-            "id": topics.signal_id(self.market, self.spec, seq, model.id, model.policy, inputs_hash),
+            "id": topics.signal_id(self.market, self.spec, seq, model.id, policy, inputs_hash),
             "seq": seq,
             "exchange": self.market.exchange,
             "symbol": self.market.symbol,
             "spec": self.spec.text,
             "model": model.id,
-            "policy": model.policy,
+            "policy": policy,
             "inputs_hash": inputs_hash,
         }
 
@@ -352,7 +390,7 @@ class Line:
         valid_ns = self.spec.interval_ns or max(MIN_VALID_NS, candle.close_time_ns - candle.open_time_ns)
         decision = answer.decision
         payload = Signal(
-            **self._identity(candle.seq, answer.inputs_hash),  # type: ignore[arg-type]
+            **self._identity(candle.seq, answer.inputs_hash, self.engine.policy_for(candle.seq)),  # type: ignore[arg-type]
             **msgspec.structs.asdict(decision),
             close_time=topics.rfc3339(candle.close_time_ns),
             valid_until=topics.rfc3339(candle.close_time_ns + valid_ns),
@@ -363,11 +401,20 @@ class Line:
         self._draft(payload, candle.close_time_ns, valid_ns, cause, origin=candle.origin, late=late)
 
     def _void(
-        self, kind: str, first: int, last: int, close_ns: int, reason: str, inputs_hash: str, cause: Cause
+        self,
+        kind: str,
+        first: int,
+        last: int,
+        close_ns: int,
+        reason: str,
+        inputs_hash: str,
+        cause: Cause,
+        policy: str | None = None,
     ) -> None:
+        """Draft a message without a decision; one on many ordinals is under no day's revision, so `policy` is None."""
         payload = Void(
             kind=kind,  # type: ignore[arg-type]
-            **self._identity(last, inputs_hash),  # type: ignore[arg-type]
+            **self._identity(last, inputs_hash, policy or self.engine.policy),  # type: ignore[arg-type]
             from_seq=first,
             to_seq=last,
             close_time=topics.rfc3339(close_ns),

@@ -41,8 +41,23 @@ class Metrics:
         self.late_trades_total = Counter(
             "lstmd_late_trades_total", "Trades that came after their candle had closed", ["exchange"], registry=registry
         )
+        self.candle_mismatches_total = Counter(
+            "lstmd_candle_mismatches_total",
+            "Candles of ours that were not the exchange's own",
+            ["exchange"],
+            registry=registry,
+        )
         self.gaps_total = Counter(
             "lstmd_gaps_total", "Interruptions after which trades may be missing", ["exchange"], registry=registry
+        )
+        self.rollovers_total = Counter(
+            "lstmd_rollovers_total", "Connections replaced before their end", ["exchange"], registry=registry
+        )
+        self.rollover_lost_trades_total = Counter(
+            "lstmd_rollover_lost_trades_total",
+            "Trades that a replaced connection and its successor prove to exist, and that came on neither",
+            ["exchange"],
+            registry=registry,
         )
         self.repairs_total = Counter(
             "lstmd_repairs_total", "Gaps filled from the exchange's history", ["exchange"], registry=registry

@@ -13,10 +13,12 @@ from daemon.topics import Context, Live
 from feeds.closing import Closer
 from feeds.events import FundingSettlement, Kline, MarketEvent, MarketTrade, MarkPrice
 from feeds.market import Candle, CandleSpec, Market, Trade
-from feeds.sequence import ExchangeClock, TradeSequence, Verdict
+from feeds.sequence import ExchangeClock, Reorder, Verdict, sequence_of
 from feeds.stitch import Stitch
+from feeds.traits import Identity, Traits
 from inference.engine import MarketEngine, Model, Peek, Phase, peek
 from inference.funding import FundingBook
+from inference.revisions import RevisionBook
 from inference.signals import Decision
 
 
@@ -30,8 +32,8 @@ class Channel:
 class MarketPipeline:
     """Everything known of one market."""
 
-    def __init__(self, market: Market, *, base_topic: str) -> None:
-        self.market = market
+    def __init__(self, market: Market, traits: Traits, *, base_topic: str) -> None:
+        self.market, self.traits = market, traits
         self.clock = ExchangeClock()
         self.funding = FundingBook()
         self.channels: dict[str, Channel] = {}
@@ -42,20 +44,29 @@ class MarketPipeline:
         self.last_event_ns = 0
         """Our clock at the newest event."""
         self._base_topic = base_topic
-        self._sequence = TradeSequence()
+        self._sequence = sequence_of(traits)
+        self._order = Reorder(traits.disorder_ns)
         self._seen = False
 
-    def add(self, spec: CandleSpec, model: Model, *, grace_ns: int, has_kline: bool, by_exchange: bool) -> Line:
-        """Set up a line for `spec`."""
+    def add(
+        self,
+        spec: CandleSpec,
+        model: Model,
+        *,
+        has_kline: bool,
+        by_exchange: bool,
+        revisions: RevisionBook | None = None,
+    ) -> Line:
+        """Set up a line for `spec`; with `revisions` it waits for that of each day."""
         line = Line(
             base_topic=self._base_topic,
             market=self.market,
             spec=spec,
-            engine=MarketEngine(model, self.market, spec),
+            engine=MarketEngine(model, self.market, spec, revisions),
             funding=self.funding,
             context=self._context,
         )
-        closer = Closer(self.market, spec, grace_ns=grace_ns, has_kline=has_kline, by_exchange=by_exchange)
+        closer = Closer(self.market, spec, self.traits, has_kline=has_kline, by_exchange=by_exchange)
         self.channels[spec.text] = Channel(closer, line, has_kline=has_kline)
         return line
 
@@ -75,6 +86,7 @@ class MarketPipeline:
     def lost(self) -> None:
         """Note that trades may be missed from now on."""
         self._seen = False
+        self._order.clear()  # what would have gone before them may be missing
         for channel in self.channels.values():
             channel.closer.doubt()
         if self.stitch:
@@ -103,13 +115,22 @@ class MarketPipeline:
         verdict = self._sequence.take(trade)
         self.counts[verdict] += 1
         cause = Cause(trade.event_time_ns, trade.receive_time_ns)
-        for channel in self.channels.values():
-            if channel.has_kline and verdict in (Verdict.NEXT, Verdict.GAP):
-                if verdict is Verdict.GAP:
+        # Out of place and not a repetition: it belongs to a candle that has gone on without it.
+        displaced = verdict is Verdict.PAST and self.traits.identity is Identity.UNIQUE
+        if verdict is Verdict.GAP or displaced:
+            for channel in self.channels.values():
+                if channel.has_kline:
                     channel.closer.lose()
-                self._offer(channel, channel.closer.trade(trade), cause)
+        if verdict in (Verdict.NEXT, Verdict.GAP):
+            self._ordered(self._order.add(trade), cause)
         if self.stitch:
             self._stitched(self.stitch.trade(trade), cause)
+
+    def _ordered(self, trades: Iterable[Trade], cause: Cause) -> None:
+        for trade in trades:
+            for channel in self.channels.values():
+                if channel.has_kline:
+                    self._offer(channel, channel.closer.trade(trade), cause)
 
     def fill(self, page: list[Trade], *, at_end: bool) -> None:
         """Take a fetched page of trades for the stitch."""
@@ -132,7 +153,9 @@ class MarketPipeline:
             return
         cause = Cause(event.event_time_ns, event.receive_time_ns)
         if not event.candle.closed:
-            self._time(cause)
+            # Where the exchange gives a kline no time but its open, nothing says since when all trades are seen.
+            if event.event_time_ns > event.candle.open_time_ns:
+                self._time(cause)
         elif event.candle.seq < channel.line.next_seq:
             self.audit(channel, event.candle)
         else:
@@ -144,6 +167,7 @@ class MarketPipeline:
             self.counts["mismatch"] += 1
 
     def _time(self, cause: Cause) -> None:
+        self._ordered(self._order.until(cause.event_time_ns), cause)
         for channel in self.channels.values():
             if self._seen:
                 channel.closer.see(cause.event_time_ns)
@@ -151,12 +175,19 @@ class MarketPipeline:
                 self._offer(channel, channel.closer.time(cause.event_time_ns), cause)
 
     def _offer(self, channel: Channel, closed: Sequence[Candle], cause: Cause) -> None:
+        for own, official in channel.closer.take_mismatches():
+            self.counts["mismatch"] += 1
+            channel.line.differs(own, official)
         for candle in closed:
             channel.line.offer(candle, cause)
 
     def settle_funding(self, settlements: list[FundingSettlement], asked_at_ns: int) -> None:
         """Bring the funding book up to date and go on with the lines that waited for it."""
         self.funding.extend([(s.time_ns, s.rate) for s in settlements], asked_at_ns=asked_at_ns)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Go on with the lines that waited for funding or for a day's calibration."""
         for channel in self.channels.values():
             channel.line.drain()
 
@@ -169,6 +200,7 @@ class MarketPipeline:
             funding_rate=mark.funding_rate,
             next_funding_time=topics.rfc3339(next_ns) if next_ns else None,
             basis=round(mark.mark_price / mark.index_price - 1.0, 8) if mark.index_price else None,
+            open_interest=mark.open_interest,
         )
 
 
@@ -181,11 +213,16 @@ class Pipeline:
         self.markets: dict[tuple[str, str], MarketPipeline] = {}
         self._moved: set[tuple[str, str]] = set()
 
-    def add(self, market: Market) -> MarketPipeline:
-        """Set up a market."""
-        pipeline = MarketPipeline(market, base_topic=self.base_topic)
+    def add(self, market: Market, traits: Traits) -> MarketPipeline:
+        """Set up a market of an exchange with these traits."""
+        pipeline = MarketPipeline(market, traits, base_topic=self.base_topic)
         self.markets[market.exchange, market.symbol] = pipeline
         return pipeline
+
+    def remove(self, exchange: str, symbol: str) -> None:
+        """Let go of a market."""
+        self.markets.pop((exchange, symbol), None)
+        self._moved.discard((exchange, symbol))
 
     @property
     def now_ns(self) -> int:
@@ -206,7 +243,7 @@ class Pipeline:
         for pipeline in self.markets.values():
             for channel in pipeline.channels.values():
                 done = channel.line.take_work()
-                if done.rows or done.drafts:
+                if done.rows or done.drafts or done.mismatches:
                     work.append((channel.line, done))
         return work
 
@@ -220,6 +257,8 @@ class Pipeline:
                 line, forming = channel.line, channel.closer.forming()
                 if forming is None or line.engine.phase is not Phase.READY or forming.seq != line.next_seq:
                     continue
+                if line.engine.calibration(forming.seq) is None:
+                    continue  # it closes at midnight or later, on a day whose revision nobody can know yet
                 charge = pipeline.funding.charge(forming.close_time_ns, line.engine.horizon * line.spec.interval_ns)
                 questions.append(Peek(line.engine, forming, charge or 0.0))
                 asked.append((pipeline, channel, forming))
@@ -249,5 +288,6 @@ class Pipeline:
             expected_move_bps=decision.expected_move_bps,
             volatility_bps=decision.volatility_bps,
             edge_bps=decision.edge_bps,
+            size_hint=decision.size_hint,
             price=forming.close,
         )

@@ -1,4 +1,4 @@
-"""What survives: a journal of closed candles, the newest snapshots and the outbox, in one SQLite file.
+"""What survives: journal of closed candles, newest snapshots, outbox, daily calibrations, in one SQLite file.
 
 The only user of sqlite3. A candle, the state after it and the messages it caused are written in one transaction, so
 start-up is recovery and there is no other kind. WAL with synchronous=FULL: what `commit` returned from is on the disk.
@@ -18,7 +18,9 @@ from daemon.line import Ordinal
 from daemon.outbox import Limits, Load, Waiting
 from feeds.market import Candle, Origin
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_OLDER = (0, 1)
+"""Versions that are brought up to date by making the tables they lack; 0 is a new file."""
 _BUSY_TIMEOUT_S = 5.0
 _TABLES = """
 CREATE TABLE IF NOT EXISTS journal (
@@ -31,6 +33,9 @@ CREATE TABLE IF NOT EXISTS stream (line TEXT PRIMARY KEY, seq INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS outbox (
     row INTEGER PRIMARY KEY AUTOINCREMENT, line TEXT NOT NULL, seq INTEGER NOT NULL, topic TEXT NOT NULL,
     time_ns INTEGER NOT NULL, identity BLOB NOT NULL, context BLOB NOT NULL, acknowledged INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS revision (
+    source TEXT NOT NULL, day INTEGER NOT NULL, calibration BLOB NOT NULL, PRIMARY KEY (source, day)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blocked (source TEXT PRIMARY KEY, until_ns INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS outbox_pending ON outbox (row) WHERE acknowledged = 0;
 CREATE INDEX IF NOT EXISTS outbox_age ON outbox (time_ns) WHERE acknowledged = 0;
 CREATE INDEX IF NOT EXISTS outbox_stream ON outbox (line, seq);
@@ -108,7 +113,7 @@ class Store:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, SCHEMA_VERSION):
+        if version not in (*_OLDER, SCHEMA_VERSION):
             said = f"schema {version}, this one is {SCHEMA_VERSION}"
             raise StoreError(f"{self.path}: written by another version of lstmd ({said})")
         self._db.executescript(_TABLES)
@@ -168,6 +173,27 @@ class Store:
         """Return the newest ordinal that a message was ever written for."""
         row = self._db.execute("SELECT seq FROM stream WHERE line=?", (line,)).fetchone()
         return int(row[0]) if row else None
+
+    def revisions(self, source: str) -> dict[int, bytes]:
+        """Read the calibrations of a source by the number of their UTC day."""
+        rows = self._db.execute("SELECT day, calibration FROM revision WHERE source=? ORDER BY day", (source,))
+        return {int(day): bytes(calibration) for day, calibration in rows}
+
+    def keep_revision(self, source: str, day: int, calibration: bytes) -> bytes:
+        """Write a day's calibration down before anything is decided under it; return what was written first."""
+        with self._transaction():
+            self._db.execute("INSERT OR IGNORE INTO revision VALUES (?,?,?)", (source, day, calibration))
+        return self.revisions(source)[day]
+
+    def blocked_until_ns(self, source: str) -> int:
+        """Read the wall time before which an exchange wants no request; 0 where none was named."""
+        found = self._db.execute("SELECT until_ns FROM blocked WHERE source=?", (source,)).fetchone()
+        return int(found[0]) if found else 0
+
+    def keep_blocked(self, source: str, until_ns: int) -> None:
+        """Write down before which wall time an exchange wants no request."""
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO blocked VALUES (?,?)", (source, until_ns))
 
     def pending(self, after_row: int, limit: int) -> list[OutboxRow]:
         """Read messages that no broker has acknowledged, in order."""

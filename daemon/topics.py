@@ -39,6 +39,8 @@ class Context(msgspec.Struct, kw_only=True, omit_defaults=True):
     next_funding_time: str | None = None
     basis: float | None = None
     """Mark over index price, less one."""
+    open_interest: float | None = None
+    """As the exchange's stream gives it, in its own unit; none where it does not."""
 
 
 class Signal(msgspec.Struct, kw_only=True):
@@ -68,6 +70,7 @@ class Signal(msgspec.Struct, kw_only=True):
     reference_price: float
     stop_bps: float
     max_leverage: float
+    size_hint: float
     confirmations: list[Confirmation]
     state: Literal["ready"] = "ready"
     reasons: list[str]
@@ -124,6 +127,7 @@ class Live(msgspec.Struct, kw_only=True):
     expected_move_bps: float
     volatility_bps: float
     edge_bps: float
+    size_hint: float
     price: float
 
 
@@ -141,9 +145,36 @@ class CandleMessage(msgspec.Struct, kw_only=True):
     low: float
     close: float
     volume: float
+    volume_unit: str
+    """What `volume` counts: the base coin, or contracts of a stated size."""
     trades: int
     origin: str
     closed: bool
+
+
+class Difference(msgspec.Struct, kw_only=True):
+    """One figure of a candle, ours and the exchange's."""
+
+    figure: str
+    """open, high, low, close or volume."""
+    ours: float
+    exchange: float
+
+
+class Quality(msgspec.Struct, kw_only=True):
+    """A candle of ours was not the exchange's own, whose figures stand from here on; no signal is rewritten."""
+
+    schema: str = SCHEMA
+    exchange: str
+    symbol: str
+    spec: str
+    seq: int
+    close_time: str
+    origin: str | None
+    """Where our figures came from; none where we had found that there was no candle."""
+    differences: list[Difference]
+    repaired: bool
+    """Whether a signal had been decided on our figures, so that journal and state were repaired after it."""
 
 
 class Status(msgspec.Struct, kw_only=True):
@@ -154,7 +185,9 @@ class Status(msgspec.Struct, kw_only=True):
     boot_id: str
 
 
-AvailabilityState = Literal["online", "warming", "tainted", "stale", "offline"]
+AvailabilityState = Literal[
+    "online", "warming", "tainted", "stale", "offline", "refused", "halted", "delisted", "changed"
+]
 
 
 class Availability(msgspec.Struct, kw_only=True):
@@ -233,6 +266,7 @@ PAYLOADS: dict[str, type[msgspec.Struct]] = {
     "{exchange}/{market}/{spec}/last": Signal,
     "{exchange}/{market}/{spec}/live": Live,
     "{exchange}/{market}/{spec}/candle": CandleMessage,
+    "{exchange}/{market}/{spec}/quality": Quality,
     "request/{command}": Request,
     "response/{command}": Response,
 }
@@ -286,9 +320,30 @@ def candle_message(market: Market, spec: CandleSpec, candle: Candle) -> CandleMe
         low=candle.low,
         close=candle.close,
         volume=candle.volume,
+        volume_unit=market.volume_unit,
         trades=candle.trades,
         origin=candle.origin,
         closed=candle.closed,
+    )
+
+
+def quality_message(
+    market: Market, spec: CandleSpec, ours: Candle | None, official: Candle, *, repaired: bool
+) -> Quality:
+    """Set a candle of ours beside the exchange's."""
+    differences = [
+        Difference(figure=name, ours=getattr(ours, name), exchange=getattr(official, name))
+        for name in (ours.differences(official) if ours else ())
+    ]
+    return Quality(
+        exchange=market.exchange,
+        symbol=market.symbol,
+        spec=spec.text,
+        seq=official.seq,
+        close_time=rfc3339(official.close_time_ns),
+        origin=ours.origin if ours else None,
+        differences=differences,
+        repaired=repaired,
     )
 
 

@@ -61,6 +61,14 @@ def test_other_symbols_are_refused(text: str) -> None:
         make(feeds=[{"exchange": "binance", "symbols": [text]}])
 
 
+def test_markets_to_calibrate_on_are_a_fixed_list() -> None:
+    assert make(feeds=[FEED]).feeds[0].calibrate_on == ()
+    assert make(feeds=[{**FEED, "calibrate_on": "BTC/USDT:USDT"}]).feeds[0].calibrate_on == ("BTC/USDT:USDT",)
+    for wrong in (["all"], ["*/USDT:USDT"], ["BTCUSDT"], ["BTC/USDT:USDT", "BTC/USDT:USDT"]):
+        with pytest.raises(ValidationError):
+            make(feeds=[{**FEED, "calibrate_on": wrong}])
+
+
 @pytest.mark.parametrize("text", ["1s", "5s", "1m", "4h", "1d", "100t", "50v", "0.5v", "1000000$"])
 def test_candle_specs(text: str) -> None:
     assert make(feeds=[{**FEED, "candles": text}]).feeds[0].candles == (text,)
@@ -89,6 +97,9 @@ def test_exchanges(name: str) -> None:
         {"mqtt": {"client_cert": __file__}},
         {"mqtt": {"password": "a", "password_file": __file__}},
         {"decision": {"enter_edge_bps": 1, "exit_edge_bps": 2}},
+        {"decision": {"cooldown_candles": 0}},
+        {"decision": {"daily_loss_limit_bps": 0}},
+        {"decision": {"volatility_target_bps": 0}},
         {"metrics": {"listen": "9464"}},
         {"store": {"journal_keep": 10}},
     ],

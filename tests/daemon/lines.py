@@ -11,6 +11,7 @@ from feeds.market import Candle, CandleSpec, Market, Origin
 from inference.artifact import Artifact, Manifest, Parity, seal, sizes_of
 from inference.engine import MarketEngine, Model
 from inference.funding import FundingBook
+from inference.revisions import RevisionBook
 from inference.signals import Rules
 from tests.inference.ensembles import ensemble
 
@@ -47,11 +48,13 @@ def small_model(*, seed: int = 0, rules: Rules = Rules()) -> Model:  # noqa: B00
 MODEL = small_model()
 
 
-def new_line(model: Model = MODEL, market: Market = MARKET, spec: CandleSpec = MINUTE) -> Line:
+def new_line(
+    model: Model = MODEL, market: Market = MARKET, spec: CandleSpec = MINUTE, revisions: RevisionBook | None = None
+) -> Line:
     """Make a line whose market never pays funding."""
     funding = FundingBook()
     funding.extend([], asked_at_ns=1 << 62)
-    engine = MarketEngine(model, market, spec)
+    engine = MarketEngine(model, market, spec, revisions)
     return Line(base_topic="lstmd", market=market, spec=spec, engine=engine, funding=funding, context=Context)
 
 

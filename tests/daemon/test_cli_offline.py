@@ -43,14 +43,18 @@ def test_emulate_serves_an_exchange_until_it_is_told_to_stop() -> None:
 
 
 def test_what_record_wrote_replay_reads(tmp_path: pathlib.Path) -> None:
-    tape = tmp_path / "frames.gz"
+    tape = tmp_path / "frames"
     with emulated("--speed", "120", "--tape", "XRPUSDT=synthetic") as where:
         urls = ("--ws-url", f"ws://{where}", "--rest-url", f"http://{where}")
         done = lstmd("record", str(tape), "--symbol", "XRP/USDT:USDT", *urls, "--seconds", "4", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["frames"] > 20
-    done = lstmd("replay", str(tape), "--symbol", "XRP/USDT:USDT", "--kind", "candle", "--candles", "30s")
+    written = json.loads(done.stdout)
+    assert written["entries"] > 20
+    assert (written["folder"], written["files"]) == (str(tape), 1)
+    done = lstmd("replay", str(tape), "--kind", "candle", "--candles", "30s")
     assert done.returncode == 0, done.stderr
+    named = lstmd("replay", str(tape / "binance-*"), "--symbol", "XRP/USDT:USDT", "--kind", "candle", "--candles", "30s")
+    assert named.stdout == done.stdout
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(lines) >= 2
     assert {line["topic"] for line in lines} == {"lstmd/binance/XRP-USDT-PERP/30s/candle"}
@@ -85,11 +89,13 @@ def test_a_replay_is_the_same_to_the_byte_each_time(tmp_path: pathlib.Path) -> N
         (("--symbol", "APE"), "--symbol"),
         (("--symbol", "APE/USDT:USDT", "--candles", "5s"), "--kind candle gives candles of any spec"),
         (("--symbol", "APE/USDT:USDT", "--candles", "7x"), "no candle spec"),
+        (("--symbol", "APE/USDT:USDT", "--revision", "/no/such/file.json"), "--revision"),
         (("--symbol", "APE/USDT:USDT", "--kind", "nothing"), "--kind"),
         (("--symbol", "APE/USDT:USDT", "--exchange", "nowhere"), "--exchange"),
     ],
 )
 def test_replay_says_what_is_wrong_with_its_options(args: tuple[str, ...], said: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "x").write_text("")
     done = lstmd("replay", str(tmp_path / "x"), *args)
     assert done.returncode == 2
     assert said in " ".join(done.stderr.split())
@@ -109,6 +115,13 @@ def test_emulate_refuses_a_tape_that_is_none(tape: str) -> None:
     done = lstmd("emulate", "--tape", tape, "--port", "0")
     assert done.returncode == 2
     assert "--tape" in done.stderr
+
+
+def test_emulate_refuses_an_exchange_that_it_cannot_be() -> None:
+    done = lstmd("emulate", "--exchange", "nowhere", "--port", "0")
+    assert done.returncode == 2
+    assert "--exchange" in done.stderr
+    assert "binance" in done.stderr
 
 
 def test_history_says_what_it_wrote_and_what_is_wrong(tmp_path: pathlib.Path) -> None:

@@ -17,6 +17,7 @@ from daemon.mqtt import MqttLink
 from daemon.pipeline import Pipeline
 from daemon.publisher import Publisher
 from daemon.store import Store
+from feeds.exchanges.binance import BinanceCodec
 from tests.daemon.brokers import until
 from tests.daemon.lines import BEGIN, MARKET, MINUTE, MODEL, candle, live
 
@@ -31,9 +32,9 @@ class Shell:
         )
         self.store, self.metrics = Store(folder / "lstmd.sqlite"), Metrics()
         self.pipeline = Pipeline(MODEL, base_topic="lstmd")
-        self.market = self.pipeline.add(MARKET)
+        self.market = self.pipeline.add(MARKET, BinanceCodec.traits)
         self.market.settle_funding([], 1 << 62)
-        self.line = self.market.add(MINUTE, MODEL, grace_ns=0, has_kline=True, by_exchange=False)
+        self.line = self.market.add(MINUTE, MODEL, has_kline=True, by_exchange=False)
         link = MqttLink("mqtt://127.0.0.1:9", client_id="x")
         self.publisher = Publisher(
             link, self.store, status_topic="s", online=b"", offline=b"", stamp=bytes, inflight_max=10,

@@ -19,6 +19,7 @@ from daemon.pipeline import MarketPipeline, Pipeline
 from daemon.publisher import Publisher
 from daemon.store import Store
 from daemon.topics import Availability, Health, Info, encode
+from feeds.exchanges.binance import BinanceCodec
 from tests.daemon.brokers import until
 from tests.daemon.lines import BEGIN, MARKET, MINUTE, MINUTE_NS, MODEL
 from tests.daemon.test_publisher import enqueue
@@ -34,8 +35,8 @@ class Parts:
         self.store, self.metrics = Store(folder / "lstmd.sqlite"), Metrics()
         pipeline = Pipeline(MODEL, base_topic="lstmd")
         self.desk = Desk(0, config.feeds[0], pipeline, self.store, self.metrics, lambda: None)
-        self.market: MarketPipeline = pipeline.add(MARKET)
-        self.market.add(MINUTE, MODEL, grace_ns=0, has_kline=True, by_exchange=False)
+        self.market: MarketPipeline = pipeline.add(MARKET, BinanceCodec.traits)
+        self.market.add(MINUTE, MODEL, has_kline=True, by_exchange=False)
         self.desk.markets.append(self.market)
         link = MqttLink("mqtt://127.0.0.1:9", client_id="x")
         self.publisher = Publisher(
@@ -108,7 +109,7 @@ async def test_availability_is_said_on_change_and_dated_by_its_state(
         await until(lambda: AVAILABILITY in parts.publisher._retained)
         first = msgspec.json.decode(parts.said(AVAILABILITY), type=Availability, strict=True)
         assert (first.state, first.reason) == ("stale", "starting")
-        parts.desk._obstacle = "history unreachable"
+        parts.desk._source.obstacle = "history unreachable"
         await until(lambda: json.loads(parts.said(AVAILABILITY))["reason"] == "history unreachable")
     task.cancel()
     assert json.loads(parts.said(AVAILABILITY))["since"] == first.since, "still the same state"

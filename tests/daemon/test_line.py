@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from daemon.line import VOID_SPACING_NS, Cause, Line, LineWork, Ordinal
 from daemon.topics import Signal, Void
 from feeds.market import NS_PER_DAY, SEQ_PER_DAY, Candle, CandleSpec, Origin
+from inference.artifact import Affine, Calibration
 from inference.engine import Model
+from inference.revisions import RevisionBook
 from inference.signals import Rules
 from tests.daemon.lines import (
     BEGIN,
@@ -296,7 +298,8 @@ def test_a_mismatch_repairs_journal_and_state_and_rewrites_no_signal(wrong: int,
     assert line.audit(candle(wrong - 1)) or wrong - 1 < BEGIN - WARMUP
     assert not line.audit(candle(wrong))
     repair = line.take_work()
-    assert repair.repaired == [wrong]
+    ((ours, official, repaired),) = map(msgspec.structs.astuple, repair.mismatches)
+    assert (ours.seq, official, repaired) == (wrong, candle(wrong), True)
     assert repair.drafts == []
     (row,) = repair.rows
     assert row.candle == msgspec.structs.replace(candle(wrong), origin=Origin.REPAIRED)
@@ -347,6 +350,113 @@ def test_a_candle_waits_for_the_funding_that_it_is_charged() -> None:
     work = line.take_work()
     assert [d.seq for d in work.drafts] == list(range(BEGIN + 1, due_seq + 3))
     assert work.drafts[-1].context.late
+
+
+# ---- daily revisions of the calibration
+
+MIDNIGHT = BEGIN + 800
+TODAY = MIDNIGHT * MINUTE_NS // NS_PER_DAY
+
+
+def book(*days: int) -> RevisionBook:
+    made = RevisionBook("s")
+    for day in days:
+        add(made, day)
+    return made
+
+
+def add(revisions: RevisionBook, day: int) -> None:
+    revisions.add(day, (Calibration(touch=Affine(a=1.0, b=0.1 * (day - TODAY))),))
+
+
+def revised_line(revisions: RevisionBook) -> Line:
+    line = new_line(revisions=revisions)
+    line.begin(newest_seq=MIDNIGHT - 15, stream_seq=None, journal=[], snapshot=None)
+    return line
+
+
+@functools.cache
+def revised() -> dict[int, bytes]:
+    """Return the messages around a midnight of a line that never had to wait."""
+    line = revised_line(book(TODAY - 1, TODAY))
+    offer_all(line, range(line.next_seq, MIDNIGHT + 15))
+    return identities(line.take_work())
+
+
+def test_a_midnight_changes_policy_and_forecast_and_nothing_else() -> None:
+    plain = new_line()
+    plain.begin(newest_seq=MIDNIGHT - 15, stream_seq=None, journal=[], snapshot=None)
+    offer_all(plain, range(plain.next_seq, MIDNIGHT + 15))
+    own = {seq: msgspec.json.decode(identity) for seq, identity in identities(plain.take_work()).items()}
+    told = {seq: msgspec.json.decode(identity) for seq, identity in revised().items()}
+    assert told.keys() == own.keys()
+    decided = {
+        "p_short",
+        "p_flat",
+        "p_long",
+        "side",
+        "confidence",
+        "expected_move_bps",
+        "edge_bps",
+        "size_hint",
+        "reasons",
+    }
+    for seq, message in told.items():
+        assert {key for key in message if message[key] != own[seq][key]} <= {"id", "policy"} | decided
+    assert len({message["policy"] for seq, message in told.items() if seq < MIDNIGHT}) == 1
+    assert len({message["policy"] for seq, message in told.items() if seq >= MIDNIGHT}) == 1
+    assert told[MIDNIGHT]["policy"] != told[MIDNIGHT - 1]["policy"]
+    assert told[MIDNIGHT]["p_flat"] == own[MIDNIGHT]["p_flat"], "its revision is the own calibration"
+    assert told[MIDNIGHT - 1]["p_flat"] > own[MIDNIGHT - 1]["p_flat"]
+
+
+def test_signals_wait_for_the_calibration_of_their_day_and_none_is_lost() -> None:
+    known = book(TODAY - 1)
+    line = revised_line(known)
+    offer_all(line, range(line.next_seq, MIDNIGHT + 15))
+    before = line.take_work()
+    assert line.waits_for_calibration
+    assert line.missing((MIDNIGHT + 20) * MINUTE_NS) is None, "it is not the exchange's candles that lack"
+    assert max(identities(before)) == MIDNIGHT - 1
+    assert not before.drafts[-1].context.late
+    line.drain()
+    assert not line.take_work().drafts
+    add(known, TODAY)
+    line.drain()
+    after = line.take_work()
+    assert not line.waits_for_calibration
+    assert identities(before) | identities(after) == revised()
+    assert all(draft.context.late for draft in after.drafts)
+
+
+@pytest.mark.parametrize("known", [(), (TODAY - 1,), (TODAY - 1, TODAY)])
+def test_a_journal_waits_for_the_calibrations_of_its_days(known: tuple[int, ...]) -> None:
+    line = revised_line(book(TODAY - 1, TODAY))
+    offer_all(line, range(line.next_seq, MIDNIGHT + 5))
+    work = line.take_work()
+    revisions = book(*known)
+    again = new_line(revisions=revisions)
+    again.begin(newest_seq=MIDNIGHT + 4, stream_seq=MIDNIGHT + 4, journal=work.rows, snapshot=b"unreadable")
+    offer_all(again, range(MIDNIGHT + 5, MIDNIGHT + 15))
+    for day in revisions.lacking(TODAY - 1, TODAY):
+        assert not again.take_work().drafts
+        assert again.waits_for_calibration
+        add(revisions, day)
+        again.drain()
+    assert again.next_seq == MIDNIGHT + 15
+    assert identities(work) | identities(again.take_work()) == revised()
+
+
+def test_a_void_goes_under_its_days_policy_and_a_range_under_the_models_own() -> None:
+    line = revised_line(book(TODAY - 1, TODAY))
+    offer_all(line, range(line.next_seq, MIDNIGHT))
+    line.offer_void(MIDNIGHT, Cause(1))
+    void = messages(line.take_work())[-1]
+    assert (void.kind, void.policy) == ("void", line.engine.policy_for(MIDNIGHT))
+    again = new_line(revisions=book())
+    again.begin(newest_seq=MIDNIGHT + 3 * EPOCH, stream_seq=MIDNIGHT, journal=[], snapshot=None)
+    (gap,) = messages(again.take_work())
+    assert (gap.kind, gap.policy) == ("gap", MODEL.policy)
 
 
 # ---- event candles

@@ -10,6 +10,7 @@ from daemon.line import Cause, Line
 from daemon.pipeline import MarketPipeline, Pipeline
 from feeds.events import FundingSettlement, Kline, MarketEvent, MarketTrade, MarkPrice
 from feeds.exchanges import CODECS
+from feeds.exchanges.binance import BinanceCodec
 from feeds.market import NS_PER_S, Candle, CandleSpec, Trade
 from inference.engine import Model
 from inference.signals import Rules
@@ -32,7 +33,7 @@ class Exchange:
         self.trades = ape_events(HOURS)
         self.begin_ns = self.trades[0].trade.event_time_ns + START_S * NS_PER_S
         self.pipeline = Pipeline(model, base_topic="lstmd")
-        self.market: MarketPipeline = self.pipeline.add(APE)
+        self.market: MarketPipeline = self.pipeline.add(APE, BinanceCodec.traits)
         self.market.clock.set(self.begin_ns)
         self.market.settle_funding([], 1 << 62)
         self.told: dict[str, dict[int, bytes]] = {}
@@ -41,7 +42,7 @@ class Exchange:
         for text in specs or ("1m",):
             spec = CandleSpec.parse(text)
             has_kline = CODECS["binance"].has_kline(spec)
-            line = self.market.add(spec, model, grace_ns=NS_PER_S, has_kline=has_kline, by_exchange=False)
+            line = self.market.add(spec, model, has_kline=has_kline, by_exchange=False)
             if spec.by_time:
                 line.begin(newest_seq=spec.seq_at(self.begin_ns), stream_seq=None, journal=[], snapshot=None)
             self.told[text] = {}
@@ -242,8 +243,8 @@ def test_a_live_answer_is_what_the_signal_says_if_the_candle_closes_so() -> None
     for seq in both[1:]:  # of the first one, the beginning was not seen
         signal, live = told[seq], last_live[seq]
         assert isinstance(signal, topics.Signal)
-        assert (live.p_long, live.side, live.edge_bps, live.price) == (
-            signal.p_long, signal.side, signal.edge_bps, signal.reference_price,
+        assert (live.p_long, live.side, live.edge_bps, live.size_hint, live.price) == (
+            signal.p_long, signal.side, signal.edge_bps, signal.size_hint, signal.reference_price,
         )  # fmt: skip
 
 

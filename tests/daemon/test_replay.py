@@ -1,11 +1,13 @@
 """The same tape gives the same signals: again, and through the live path over the emulated exchange."""
 
 import asyncio
+import datetime as dt
 import json
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from config.schema import Feed
@@ -19,7 +21,9 @@ from feeds.emulator.server import Emulator
 from feeds.emulator.sources import tape_of_trades
 from feeds.market import CandleSpec
 from inference import artifact
+from inference.artifact import Affine, Calibration
 from inference.engine import Model
+from inference.revisions import Revision, policy_under
 from inference.signals import Rules
 from tests.data import shared
 
@@ -33,9 +37,11 @@ def model() -> Model:
     return Model(artifact.load(artifact.resolve("default")), Rules())
 
 
-def replay(model: Model, symbol: str, *specs: str) -> Replay:
+def replay(model: Model, symbol: str, *specs: str, revisions: tuple[Revision, ...] = ()) -> Replay:
     parsed = [CandleSpec.parse(text) for text in specs]
-    return Replay(model, exchange="binance", symbols=[symbol], specs=parsed, base_topic="lstmd")
+    return Replay(
+        model, exchange="binance", symbols=[symbol], specs=parsed, base_topic="lstmd", revisions=revisions
+    )  # fmt: skip
 
 
 def payloads(outputs: list[Output], kind: str) -> list[dict[str, Any]]:
@@ -98,7 +104,8 @@ async def test_a_replay_equals_what_the_live_path_decides(model: Model, tmp_path
                 await enough.wait()
         finally:
             stop.set()
-            await task
+            task.cancel()
+            await asyncio.wait([task])
             await emulator.stop()
     outputs = replay(model, "APE/USDT:USDT", "1m").run(frames_from_trades("APEUSDT", trades))
     taped = {signal["seq"]: signal for signal in payloads(list(outputs), "signal")}
@@ -128,4 +135,40 @@ def test_event_candles_of_a_tape_with_a_gap_are_refused(model: Model) -> None:
 
 def test_a_symbol_that_the_exchange_cannot_have_is_refused(model: Model) -> None:
     with pytest.raises(TapeError, match="BTC/USD:BTC"):
-        replay(model, "BTC/USD:BTC", "1m")
+        list(replay(model, "BTC/USD:BTC", "1m").run([]))
+
+
+def revision(model: Model, day: dt.date, spec: str = "1m") -> Revision:
+    lines = tuple(Calibration(touch=Affine(a=0.9, b=0.2)) for _ in model.artifact.manifest.horizons)
+    found = {"days": 7, "days_found": 7, "series": ("ape",), "observations": {spec: (1,)}}
+    return Revision(model=model.id, day=day, calibration={spec: lines}, **found)  # type: ignore[arg-type]
+
+
+def test_a_tape_goes_under_the_revision_of_its_day(model: Model) -> None:
+    day = dt.date(2024, 10, 18)
+    frames = list(tape_frames(shared(APE), "APEUSDT"))[:30_000]
+    given = revision(model, day)
+    plain, revised = (
+        payloads(list(replay(model, "APE/USDT:USDT", "1m", revisions=some).run(frames)), "signal")
+        for some in ((), (given,))
+    )
+    assert len(plain) > 60
+    assert {signal["policy"] for signal in revised} == {policy_under(model.policy, given.calibration["1m"])}
+    for mine, theirs in zip(revised, plain, strict=True):
+        assert (mine["seq"], mine["inputs_hash"]) == (theirs["seq"], theirs["inputs_hash"])
+        assert mine["p_flat"] < theirs["p_flat"]
+
+
+def test_a_tape_under_revisions_needs_that_of_each_day(model: Model) -> None:
+    frames = list(tape_frames(shared(APE), "APEUSDT"))[:3_000]
+    for wrong in (revision(model, dt.date(2024, 10, 17)), revision(model, dt.date(2024, 10, 18), "5m")):
+        with pytest.raises(TapeError, match="no revision of 1m candles for 2024-10-18 is given"):
+            list(replay(model, "APE/USDT:USDT", "1m", revisions=(wrong,)).run(frames))
+
+
+def test_revisions_of_another_model_or_twice_for_a_day_are_refused(model: Model) -> None:
+    given = revision(model, dt.date(2024, 10, 18))
+    with pytest.raises(TapeError, match="two revisions for 2024-10-18"):
+        replay(model, "APE/USDT:USDT", "1m", revisions=(given, given))
+    with pytest.raises(TapeError, match="is of other-1, not of"):
+        replay(model, "APE/USDT:USDT", "1m", revisions=(msgspec.structs.replace(given, model="other-1"),))

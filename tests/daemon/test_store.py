@@ -157,8 +157,32 @@ def test_a_store_of_another_schema_is_refused_and_left_alone(path: Path) -> None
         db.execute("PRAGMA user_version=99")
     db.close()
     for _ in range(2):
-        with pytest.raises(StoreError, match=r"another version of lstmd \(schema 99, this one is 1\)"):
+        with pytest.raises(StoreError, match=r"another version of lstmd \(schema 99, this one is 2\)"):
             Store(path)
+
+
+def test_a_store_of_the_schema_before_is_brought_up_to_date(path: Path) -> None:
+    with Store(path) as store:
+        store.commit([commit([1])])
+        store._db.execute("DROP TABLE revision")
+        store._db.execute("PRAGMA user_version=1")
+    with Store(path) as store:
+        assert [row.seq for row in store.pending(0, 9)] == [1]
+        store.keep_revision("s", 20_000, b"[]")
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (stores.SCHEMA_VERSION,)
+    db.close()
+
+
+def test_a_days_calibration_is_written_once(path: Path) -> None:
+    with Store(path) as store:
+        assert store.revisions("s") == {}
+        assert store.keep_revision("s", 20_001, b"[1]") == b"[1]"
+        assert store.keep_revision("s", 20_000, b"[2]") == b"[2]"
+        assert store.keep_revision("s", 20_001, b"[3]") == b"[1]"
+        assert store.keep_revision("t", 20_001, b"[3]") == b"[3]"
+    with Store(path) as store:
+        assert store.revisions("s") == {20_000: b"[2]", 20_001: b"[1]"}
 
 
 def test_what_is_no_store_is_refused(path: Path) -> None:

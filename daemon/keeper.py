@@ -1,0 +1,203 @@
+"""Keep a feed's markets whole: fill holes, bring funding up to date, compare candles with the exchange's own."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from structlog.typing import FilteringBoundLogger
+
+from daemon import clock
+from daemon.line import Line
+from daemon.metrics import Metrics
+from daemon.pipeline import Channel, MarketPipeline
+from daemon.source import Source
+from feeds.budget import Priority
+from feeds.errors import RequestRefused
+from feeds.history import PAGE_ROWS
+from feeds.market import NS_PER_DAY, Market, Trade
+from feeds.stitch import Wants
+from inference.engine import Phase
+
+REPAIR_POLL_S = 0.1
+"""How often holes are looked for; a hole of one candle must be seen twice, as the next event fills most of them."""
+REPAIR_POLL_PER_MARKET_S = 0.0005
+"""Looking costs some microseconds a market, so with many it is done less often."""
+CLOCK_POLL_S = 5.0
+"""How often the exchange's clock is asked while its websocket is away."""
+REFUSED_PAUSE_S = 60.0
+"""How long a market rests after the exchange refused a request of ours for it."""
+FUNDING_BEFORE_NS = 2 * NS_PER_DAY
+"""How much older than the fold the funding history begins: enough to know its interval."""
+
+
+class Keeper:
+    """Looks after the markets of one feed."""
+
+    def __init__(
+        self,
+        source: Source,
+        metrics: Metrics,
+        log: FilteringBoundLogger,
+        *,
+        exchange: str,
+        unbroken: Callable[[MarketPipeline], int | None],
+        moved: Callable[[], None],
+    ) -> None:
+        """Set up; `unbroken` numbers the span of a market's connection without a loss, None while it is away."""
+        self._source, self._metrics, self._log, self._exchange = source, metrics, log, exchange
+        self._unbroken, self._moved = unbroken, moved
+        self._history = source.history
+        self._single_holes: dict[str, int] = {}
+        self._rests_until_s: dict[str, float] = {}
+        self._busy: set[str] = set()
+        self._audited: dict[str, int] = {}
+        self._clock_asked_s = 0.0
+
+    def ask_clock_soon(self) -> None:
+        """Ask the exchange's clock in the next round: it has moved on while a connection was away."""
+        self._clock_asked_s = 0.0
+
+    async def run(self, markets: Sequence[MarketPipeline], live: Callable[[], bool], stop: asyncio.Event) -> None:
+        """Look after `markets`, whichever they are at the time, until `stop`; several at once."""
+        async with asyncio.TaskGroup() as group:
+            while not stop.is_set():
+                if any(market.clock.disputed for market in markets) or not self._clock_asked_s or not live():
+                    await self._ask_clock(markets)
+                for market in markets:
+                    symbol = market.market.symbol
+                    rests = self._rests_until_s.get(symbol, 0.0) > clock.monotonic_s()
+                    if symbol not in self._busy and not rests and self._wanting(market):
+                        self._busy.add(symbol)
+                        group.create_task(self._look_after(market), name=f"repair {symbol}")
+                try:
+                    await asyncio.wait_for(stop.wait(), max(REPAIR_POLL_S, REPAIR_POLL_PER_MARKET_S * len(markets)))
+                except TimeoutError:
+                    continue
+
+    async def _ask_clock(self, markets: Sequence[MarketPipeline]) -> None:
+        if clock.monotonic_s() - self._clock_asked_s < CLOCK_POLL_S:
+            return
+        self._clock_asked_s = clock.monotonic_s()
+        now_ns = await self._source.insist(self._history.time_ns, Priority.REPAIR)
+        for market in markets:
+            market.clock.set(now_ns)
+
+    def _wanting(self, market: MarketPipeline) -> bool:
+        """Tell whether the exchange is to be asked for something; no request is made here."""
+        if self._funding_due(market) or (market.stitch and market.stitch.wants):
+            return True
+        channels = [channel for channel in market.channels.values() if channel.has_kline]
+        holes = [self._hole(market, channel.line) for channel in channels]  # each is to be seen, for the second look
+        return any(holes) or any(self._unaudited(market, channel) for channel in channels)
+
+    async def _look_after(self, market: MarketPipeline) -> None:
+        try:
+            if self._funding_due(market):
+                await self._fetch_funding(market)
+            if market.stitch and market.stitch.wants:
+                await self._fetch_trades(market)
+            for channel in market.channels.values():
+                if channel.has_kline:
+                    await self._fetch_candles(market, channel.line)
+                    await self._audit(market, channel)
+        except RequestRefused as error:
+            self._log.error("history_refused", market=market.market.symbol, reason=str(error))
+            self._rests_until_s[market.market.symbol] = clock.monotonic_s() + REFUSED_PAUSE_S
+        finally:
+            self._busy.discard(market.market.symbol)
+
+    # ---- funding
+
+    def _funding_due(self, market: MarketPipeline) -> bool:
+        return market.funding.asked_at_ns < market.funding.due_ns(market.clock.now_ns)
+
+    async def _fetch_funding(self, market: MarketPipeline) -> None:
+        now_ns = market.clock.now_ns
+        start_ns = (market.funding.newest_ns or now_ns - FUNDING_BEFORE_NS) + 1
+        ask = self._history.funding
+        settled = await self._source.insist(lambda: ask(market.market, start_ns=start_ns), Priority.REPAIR)
+        market.settle_funding(settled, now_ns)
+        self._moved()
+
+    # ---- candles
+
+    def _hole(self, market: MarketPipeline, line: Line) -> tuple[int, int] | None:
+        """Return the hole to fill; one of a single candle only when it is seen a second time."""
+        hole = line.missing(market.clock.now_ns - self._history.settle_ns)
+        if hole is None:
+            self._single_holes.pop(line.name, None)
+        elif hole[0] == hole[1] and self._single_holes.get(line.name) != hole[0]:
+            self._single_holes[line.name] = hole[0]
+            return None
+        return hole
+
+    async def _fetch_candles(self, market: MarketPipeline, line: Line) -> None:
+        hole = self._hole(market, line)
+        if hole is None:
+            return
+        was_ready = line.engine.phase is Phase.READY
+        asked_ns = market.clock.now_ns
+        interval_ns = line.spec.interval_ns
+        span = {"start_ns": (hole[0] - 1) * interval_ns, "end_ns": hole[1] * interval_ns}
+        candles = await self._source.insist(
+            lambda: self._history.candles(market.market, line.spec, **span),
+            Priority.REPAIR if was_ready else Priority.WARM_UP,
+        )
+        line.backfill(candles, hole, asked_ns, by_hand=was_ready)
+        if was_ready and candles:
+            self._metrics.repairs_total.labels(self._exchange).inc()
+            self._log.info("hole_filled", market=line.market.symbol, candles=line.spec.text, rows=len(candles))
+        self._moved()
+
+    # ---- audit
+
+    def _unaudited(self, market: MarketPipeline, channel: Channel) -> tuple[int, int] | None:
+        """Return the folded candles that no stream has confirmed and that the exchange's rows can confirm by now."""
+        line = channel.line
+        if market.traits.kline_patience_ns or not line.next_seq or line.engine.phase is not Phase.READY:
+            return None
+        final = line.spec.seq_at(market.clock.now_ns - self._history.settle_ns)
+        first = self._audited.setdefault(line.name, line.next_seq - 1) + 1
+        last = min(line.next_seq - 1, final)
+        return (max(first, last - PAGE_ROWS + 1), last) if last >= first else None
+
+    async def _audit(self, market: MarketPipeline, channel: Channel) -> None:
+        span = self._unaudited(market, channel)
+        if span is None:
+            return
+        spec = channel.line.spec
+        official = await self._source.insist(
+            lambda: self._history.candles(
+                market.market, spec, start_ns=(span[0] - 1) * spec.interval_ns, end_ns=span[1] * spec.interval_ns
+            ),
+            Priority.AUDIT,
+        )
+        for candle in official:
+            market.audit(channel, candle)
+        self._audited[channel.line.name] = span[1]
+        self._moved()
+
+    # ---- trades
+
+    async def _fetch_trades(self, market: MarketPipeline) -> None:
+        """Fetch pages until one is not full; the next round goes on from there."""
+        assert market.stitch is not None
+        while wants := market.stitch.wants:
+            before = self._unbroken(market)
+            page = await self._page(market.market, wants)
+            # A page joins the live trades only if they were received without a break from before it was asked for.
+            unbroken = before is not None and self._unbroken(market) == before
+            market.fill(page, at_end=unbroken and len(page) < PAGE_ROWS)
+            self._moved()
+            if len(page) < PAGE_ROWS:
+                return
+
+    async def _page(self, market: Market, wants: Wants) -> list[Trade]:
+        """Fetch what a stitch wants; at its beginning also the trade before, whose price empty intervals carry on."""
+        if wants.from_id is not None:
+            return await self._trades(market, None, wants.from_id)
+        page = await self._trades(market, wants.start_ns, None)
+        return await self._trades(market, None, max(0, page[0].id - 1) if page else None)
+
+    async def _trades(self, market: Market, start_ns: int | None, from_id: int | None) -> list[Trade]:
+        ask = self._history.trades
+        return await self._source.insist(lambda: ask(market, start_ns=start_ns, from_id=from_id), Priority.REPAIR)
