@@ -9,12 +9,14 @@ STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help install demo test run bench evaluate artifact clean
+.PHONY: help install demo test fuzz day run bench evaluate artifact clean
 
 help:
 	@echo 'make install   create .venv and install'
 	@echo 'make demo      everything at work without a network; SECONDS=25 ends it'
 	@echo 'make test      style, types, architecture and tests'
+	@echo 'make fuzz      200,000 damaged frames for each exchange'
+	@echo 'make day       a day of recorded trades through each emulated exchange, with cuts, rollovers, stalls'
 	@echo 'make run       the daemon on the shipped configuration: Binance live; CONFIG=file for another'
 	@echo 'make bench     where the microseconds go'
 	@echo 'make evaluate  the table of docs/model.md, and a report a row; DATA=folder of candles, OUT=folder to write to'
@@ -48,6 +50,12 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q
+
+fuzz: install
+	FUZZ_FRAMES=200000 $(BIN)/pytest -q tests/feeds/test_fuzz.py
+
+day: install
+	DAY_HOURS=24 $(BIN)/pytest -q tests/daemon/test_day.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
