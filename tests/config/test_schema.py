@@ -85,6 +85,28 @@ def test_exchanges(name: str) -> None:
     assert make(feeds=[{**FEED, "exchange": name}]).feeds[0].exchange == name
 
 
+@pytest.mark.parametrize("text", ["http://127.0.0.1:3128", "socks5://u:secret@[::1]:1080/", "socks5h://tor:9050"])
+def test_proxies(text: str) -> None:
+    config = make(feeds=[{**FEED, "proxy": text}])
+    assert config.feeds[0].proxy is not None
+    assert config.feeds[0].proxy.get_secret_value() == text.rstrip("/")
+    assert "secret" not in f"{config} {config!r} {config.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "127.0.0.1:3128", "ftp://secret@h:1", "http://u:secret@h", "http://u:secret@h:99999", "http://u:secret@h:1/path",
+        "socks5://secret@h:1", "socks4://u:secret@h:1", "http://u:secret@:1",
+    ],
+)  # fmt: skip
+def test_wrong_proxies_are_refused_without_their_password(text: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        make(feeds=[{**FEED, "proxy": text}])
+    error = next(error for error in refused.value.errors() if error["loc"] == ("feeds", 0, "proxy"))
+    assert "secret" not in error["msg"]
+
+
 @pytest.mark.parametrize(
     "sections",
     [

@@ -101,3 +101,14 @@ def test_a_guard_needs_a_journal_that_reaches_back_to_midnight(guard: dict[str, 
 
 def test_an_artifact_that_is_not_there_is_named_with_the_other_faults() -> None:
     assert set(problems(model="/no/such", candles=["7m"])) == {"model.artifact", "feeds[0].candles[0]"}
+
+
+def test_an_exchange_that_is_closed_needs_a_server_in_its_place() -> None:
+    feed = {"exchange": "bitmex", "symbols": ["BTC/USD:BTC"]}
+    found = problems(**feed)
+    assert set(found) == {"feeds[0].ws_url", "feeds[0].rest_url"}
+    assert all(reason.startswith("BitMEX closed on 2026-09-23") for reason in found.values())
+    assert set(problems(**feed, ws_url="ws://127.0.0.1:9000")) == {"feeds[0].rest_url"}
+    assert check(config(**feed, ws_url="ws://127.0.0.1:9000", rest_url="http://127.0.0.1:9000"))
+    refused = problems(**feed, candles=["15m"], ws_url="ws://127.0.0.1:9000", rest_url="http://127.0.0.1:9000")
+    assert "too little trade history" in refused["feeds[0].candles[0]"]

@@ -3,14 +3,17 @@
 import asyncio
 import contextlib
 import json
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+import structlog
 from aiohttp import web
 
 from config.schema import Feed
@@ -27,7 +30,7 @@ from feeds.emulator.dialects.bitmex_rest import BIN_LAG_MS, NO_GUID, instrument,
 from feeds.emulator.sources import tape_of_trades
 from feeds.emulator.tape import MINUTE_MS, T
 from feeds.emulator.venue import Venue
-from feeds.errors import FeedError, RateLimited, RemoteError, RequestRefused
+from feeds.errors import FeedError, Forbidden, RateLimited, RemoteError, RequestRefused
 from feeds.events import Ack, Kline, MarketTrade, MarkPrice
 from feeds.exchanges.bitmex import BitmexCodec, trade_id
 from feeds.history import bitmex as bitmex_history
@@ -35,6 +38,7 @@ from feeds.history import open_history
 from feeds.history.bitmex import BitmexHistory
 from feeds.history.http import TokenBucket
 from feeds.market import NS_PER_MS, NS_PER_S, Candle, CandleSpec, Origin
+from feeds.runner import FeedRunner
 from inference.engine import Model
 from inference.signals import Rules
 from tests.daemon.brokers import until
@@ -42,6 +46,7 @@ from tests.daemon.lines import small_artifact
 from tests.daemon.test_cli import lstmd
 from tests.data import shared
 from tests.feeds.test_bitmex import XBT, begun, codec_of, instruments, kinds
+from tests.feeds.test_lanes import Sink
 from tests.feeds.trades import APE, recorded
 
 M1, M5 = CandleSpec.parse("1m"), CandleSpec.parse("5m")
@@ -438,8 +443,9 @@ WRONG = '{"error":{"message":"Invalid symbol","name":"HTTPError"}}'
     ("status", "body", "error"),
     [
         (400, WRONG, RequestRefused), (404, WRONG, RequestRefused), (401, WRONG, RequestRefused),
-        (403, "", RateLimited), (429, "", RateLimited), (500, WRONG, RemoteError), (503, "overloaded", RemoteError),
-        (302, "", RemoteError), (200, "<html>", RemoteError), (200, "[]", RemoteError), (200, "{}", RemoteError),
+        (403, "", RateLimited), (429, "", RateLimited), (451, "", Forbidden),
+        (500, WRONG, RemoteError), (503, "overloaded", RemoteError), (302, "", RemoteError),
+        (200, "<html>", RemoteError), (200, "[]", RemoteError), (200, "{}", RemoteError),
         (200, '[{"symbol":"XBTUSD"}]', RemoteError), (200, '[{"symbol":"XBTUSD","timestamp":"soon"}]', RemoteError),
         (200, '[{"symbol":"XBTUSD","timestamp":5}]', RemoteError), (200, "[1]", RemoteError),
         (200, "null", RemoteError),
@@ -501,6 +507,29 @@ async def at_desk(port: int, folder: Path, symbol: str) -> AsyncIterator[tuple[D
         finally:
             stop.set()
             task.cancel()
+
+
+async def test_a_feed_is_connected_once_its_tables_have_begun_and_hands_on_what_they_began_with() -> None:
+    rows = tape_of("XBTUSD").trades(START_MS, START_MS + 1_800_000).tolist()
+    quiet = (row for row, after in pairwise(rows) if row[T.ID] % 2 == 0 and after[T.TIME] > row[T.TIME] + 15_000)
+    last = next(quiet)  # whose id a partial tells
+    start_ms = last[T.TIME] + 500
+    async with emulated({"XBTUSD": tape_of("XBTUSD")}, start_ms=start_ms) as (emulator, port):
+        sink, stop = Sink(), asyncio.Event()
+        runner = FeedRunner(
+            codec_factory=lambda: codec_of(XBT), url=codec_of(XBT).url(f"ws://127.0.0.1:{port}"), sink=sink,
+            now_ns=emulator.now_ns, rng=random.Random(1), log=structlog.get_logger(),
+        )  # fmt: skip
+        task = asyncio.create_task(runner.run(stop))
+        await until(lambda: bool(sink.edges))
+        stop.set()
+        await task
+    assert sink.edges[0][0] == "connected"
+    began = sink.events_seen[: sink.edges[0][1]]
+    assert {type(event) for event in began} == {MarketTrade, MarkPrice, Kline}
+    trades = [event.trade for event in began if isinstance(event, MarketTrade)]
+    assert sum(trade.size for trade in trades) == last[T.SIZE]
+    assert {trade.event_time_ns for trade in trades} == {last[T.TIME] * NS_PER_MS}
 
 
 def assert_candles_are_the_tapes(candles: dict[int, Candle], tape: Tape) -> None:

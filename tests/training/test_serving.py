@@ -149,7 +149,8 @@ async def follow(path: Path) -> Way:
                 await enough.wait()
         finally:
             stop.set()
-            await task
+            task.cancel()
+            await asyncio.wait([task])
             await emulator.stop()
     return way
 
