@@ -104,8 +104,8 @@ def _exchange(text: str) -> str:
 
 
 def _topic_level(text: str) -> str:
-    if set("+#$\0") & set(text) or not all(text.split("/")):
-        raise ValueError(f"{text!r}: no + # $ and no empty level in a topic")
+    if set("+#$\0") & set(text) or any(map(str.isspace, text)) or not all(text.split("/")):
+        raise ValueError(f"{text!r}: no + # $, no space and no empty level in a topic")
     return text
 
 

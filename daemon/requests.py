@@ -22,10 +22,32 @@ from feeds.backoff import Backoff
 REPLAY_MAX = 1000
 """Messages sent again per request; ask on from the next `seq`."""
 REQUEST_BYTES_MAX = 4096
+REQUESTS_PER_S = 5.0
+BURST = 20
+"""Requests answered at once, and per second for long; what comes beyond is left unanswered and logged once a minute."""
+_LOG_EVERY_S = 60.0
+_COMMAND_MAX = 32
 
 
 class RequestFault(Exception):
     """The request cannot be answered; the text says why."""
+
+
+class Allowance:
+    """So many requests at once, and so many per second for long (a token bucket)."""
+
+    def __init__(self, per_s: float, burst: int, now_s: float) -> None:
+        self._per_s, self._burst = per_s, float(burst)
+        self._left, self._at_s = float(burst), now_s
+
+    def take(self, now_s: float) -> bool:
+        """Tell whether one more is allowed; it then counts."""
+        self._left = min(self._burst, self._left + (now_s - self._at_s) * self._per_s)
+        self._at_s = now_s
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
 
 
 class Requests:
@@ -44,6 +66,8 @@ class Requests:
         self._link, self._publisher, self._store = link, publisher, store
         self._reporter, self._reloader = reporter, reloader
         self._base = base_topic
+        self._allowance = Allowance(REQUESTS_PER_S, BURST, clock.monotonic_s())
+        self._refused, self._told_s = 0, -_LOG_EVERY_S
         self._log = structlog.get_logger()
 
     async def run(self) -> None:
@@ -55,12 +79,25 @@ class Requests:
             try:
                 async with self._link.follow(f"{self._base}/request/+") as messages:
                     async for message in messages:
-                        if not message.retained:
-                            self._answer(message.topic.rsplit("/", 1)[1], message.payload)
+                        command = message.topic.rsplit("/", 1)[1]
+                        if not message.retained and len(command) <= _COMMAND_MAX and self._allowed():
+                            self._answer(command, message.payload)
             except BrokerError as error:
                 self._log.debug("requests_unreachable", reason=str(error))
             took_s = clock.monotonic_s() - began_s
             await asyncio.sleep(backoff.delay_s(live_s=took_s, since_attempt_s=took_s))
+
+    def _allowed(self) -> bool:
+        now_s = clock.monotonic_s()
+        if self._allowance.take(now_s):
+            return True
+        self._refused += 1
+        if now_s - self._told_s >= _LOG_EVERY_S:
+            self._log.warning(
+                "requests_refused", refused=self._refused, reason=f"more than {REQUESTS_PER_S:g} a second"
+            )
+            self._refused, self._told_s = 0, now_s
+        return False
 
     def _answer(self, command: str, payload: bytes) -> None:
         transaction: str | int | None = None

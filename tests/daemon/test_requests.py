@@ -17,7 +17,7 @@ from daemon.metrics import Metrics
 from daemon.mqtt import MqttLink
 from daemon.publisher import Publisher
 from daemon.reload import Reloader
-from daemon.requests import Requests
+from daemon.requests import BURST, Allowance, Requests
 from daemon.store import Store
 from tests.daemon.brokers import running, until
 from tests.daemon.daemons import Follower, following
@@ -127,3 +127,10 @@ async def test_nonsense_is_answered_and_survived(tmp_path: Path) -> None:
         )
         huge = await asker.ask("status", b'{"transaction":1180591620717411303424}')
         assert huge["transaction"] == 1180591620717411303424
+
+
+def test_requests_beyond_the_allowance_wait_for_their_second() -> None:
+    allowance = Allowance(per_s=5.0, burst=BURST, now_s=100.0)
+    assert [allowance.take(100.0) for _ in range(BURST + 1)] == [True] * BURST + [False]
+    assert [allowance.take(101.0) for _ in range(6)] == [True] * 5 + [False]
+    assert [allowance.take(1_000.0) for _ in range(BURST + 1)] == [True] * BURST + [False]
