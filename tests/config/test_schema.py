@@ -116,6 +116,7 @@ def test_wrong_proxies_are_refused_without_their_password(text: str) -> None:
         {"feeds": [{**FEED, "rest_url": "ws://x:1"}]},
         {"mqtt": {"base_topic": "a/#"}},
         {"mqtt": {"base_topic": "/a"}},
+        {"mqtt": {"base_topic": "a b"}},
         {"mqtt": {"client_cert": __file__}},
         {"mqtt": {"password": "a", "password_file": __file__}},
         {"decision": {"enter_edge_bps": 1, "exit_edge_bps": 2}},
