@@ -26,10 +26,11 @@ class Rest:
             if faults.limited:
                 faults.limited -= 1
                 raise self._dialect.limited(faults.retry_after_s, banned=faults.banned)
-            return _reply(self._dialect.rest(path, request.query))
+            body = self._dialect.rest(path, request.query)
+            return _reply(body, 200, self._venue.headers)
         except Refused as refused:
-            return _reply(refused.body, refused.status, refused.headers)
+            return _reply(refused.body, refused.status, {**self._venue.headers, **refused.headers})
 
 
-def _reply(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+def _reply(body: Any, status: int, headers: Mapping[str, str]) -> web.Response:
     return web.Response(body=msgspec.json.encode(body), status=status, headers=headers, content_type="application/json")

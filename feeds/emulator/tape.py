@@ -14,6 +14,8 @@ Rows = npt.NDArray[np.int64]
 """Trades (columns `T`) or candles (columns `K`), one a row, ascending in time."""
 
 MINUTE_MS = 60_000
+GROWTH_MAX_MS = 366 * 86_400_000
+"""A growing tape has no end of its own; one asked for more than this at once was asked by mistake."""
 RETENTION_MS = 3 * 86_400_000
 """Trades older than this are let go while a tape grows; the exchange itself serves 48 hours. Candles are kept."""
 
@@ -236,6 +238,8 @@ class Tape:
         self._bars = np.concatenate((self._bars[bars], fold(trades, MINUTE_MS)))
 
     def _grow(self, until_ms: int) -> None:
+        if until_ms - self._known_ms > GROWTH_MAX_MS and self._known_ms:
+            raise ValueError(f"the tape of {self.native} is asked for more than a year beyond what it has")
         while self._more is not None and self._known_ms <= until_ms:
             self._append(next(self._more))
 

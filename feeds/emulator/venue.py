@@ -26,6 +26,9 @@ class Venue:
     requests: Counter[str] = field(default_factory=Counter)
     """REST requests by endpoint; ``websocket`` counts connections."""
 
+    headers: dict[str, str] = field(default_factory=dict)
+    """Of every REST answer."""
+
     def __post_init__(self) -> None:
         self.tapes = dict(self.tapes)
 

@@ -4,6 +4,7 @@ The raw endpoints are called through ccxt, because its unified ones re-shape row
 markets) and parse numbers on their own. A candle's float64 is what parsing the exchange's own text gives.
 """
 
+import asyncio
 import math
 from collections.abc import Callable
 from decimal import Decimal
@@ -21,6 +22,8 @@ from feeds.proxy import masked, shown
 PAGE_ROWS = 1000
 """Rows per request where the exchange allows as many."""
 TIMEOUT_MS = 10_000
+CLOCK_REUSE_S = 30.0
+"""For how long a reading of the exchange's clock serves, where it is late enough for what is asked."""
 BACK_OFF_S = 60.0
 """How long to wait after a limit was hit when the answer does not say."""
 _T = TypeVar("_T")
@@ -35,7 +38,7 @@ class History(Protocol):
     """Shared by all who ask this exchange; see `feeds.budget`."""
 
     async def markets(self) -> dict[str, Market]:
-        """Return the contracts that trade now, by unified symbol."""
+        """Return the contracts that are listed, by unified symbol; `Market.trading` tells which of them trade now."""
 
     async def time_ns(self) -> int:
         """Return the exchange's clock."""
@@ -55,11 +58,23 @@ class History(Protocol):
     ) -> list[Trade]:
         """Return one page of trades, ascending by id: from a time, from an id, or the newest when neither is given.
 
+        Fewer than `limit` say that there is nothing newer: where an exchange's pages are shorter, or rows are left out,
+        further ones are fetched.
+
         The exchange does not say when we first saw them: `receive_time_ns` is their `event_time_ns`.
         """
 
     async def funding(self, market: Market, *, start_ns: int) -> list[FundingSettlement]:
         """Return all settlements since `start_ns`, ascending."""
+
+    async def fundings(self, *, start_ns: int) -> dict[str, list[FundingSettlement]] | None:
+        """Return all settlements of all markets since `start_ns`, ascending, by the exchange's names for them.
+
+        None: the exchange does not serve them together.
+        """
+
+    def join(self, budget: Budget) -> None:
+        """Ask within a budget and at a pace that others share."""
 
     def route(self, proxy: str) -> None:
         """Send what follows through a proxy, see `feeds.proxy`."""
@@ -87,10 +102,16 @@ class RestHistory:
             rest.on_rest_response = self._heard
         self.budget: Budget | None = None
         """Who may ask, and when; None: anyone at any time."""
+        self._clock_ns, self._clock_at_s = 0, -math.inf
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._rest.close()
+
+    def join(self, budget: Budget) -> None:
+        """Ask within a budget and at a pace that others share."""
+        self.budget = budget
+        self._rest.throttler = budget.share(self._rest.throttler)
 
     def route(self, proxy: str) -> None:
         """Send what follows through a proxy, see `feeds.proxy`."""
@@ -106,6 +127,17 @@ class RestHistory:
         """Return the exchange's clock, ns UTC."""
         raise NotImplementedError
 
+    async def clock_ns(self, wanted_ns: int = 0) -> int:
+        """Return a reading of the exchange's clock; where an earlier one is at `wanted_ns` or past it, maybe that."""
+        time_s = asyncio.get_running_loop().time
+        if self._clock_ns < wanted_ns or time_s() - self._clock_at_s > CLOCK_REUSE_S:
+            self._clock_at_s, self._clock_ns = time_s(), await self.time_ns()
+        return self._clock_ns
+
+    async def fundings(self, *, start_ns: int) -> dict[str, list[FundingSettlement]] | None:  # noqa: ARG002
+        """Return None: the exchange serves settlements market by market; see `History.fundings`."""
+        return None
+
     async def pages(
         self,
         spec: CandleSpec,
@@ -119,9 +151,10 @@ class RestHistory:
         `fetch(at_ns, until_ns)` returns candles that open within ``[at_ns, until_ns)``, no more than `page_rows`
         intervals of them, in any order. What the exchange lacks is left out; a page without any is passed over.
         """
-        final_ns = await self.time_ns() - self.settle_ns
         step = spec.interval_ns
-        at, end = spec.open_of(start_ns + step - 1), min(spec.open_of(end_ns + step - 1), spec.open_of(final_ns))
+        at, end = spec.open_of(start_ns + step - 1), spec.open_of(end_ns + step - 1)
+        final_ns = await self.clock_ns(end + self.settle_ns) - self.settle_ns
+        end = min(end, spec.open_of(final_ns))
         found: list[Candle] = []
         while at < end:
             until = min(end, at + self.page_rows * step)
@@ -152,9 +185,12 @@ class RestHistory:
         from ccxt.base.errors import BaseError
 
         try:
-            return await getattr(self._rest, method)(ask)
+            return await self._ask(method, ask)
         except (BaseError, *network_faults()) as error:
             raise self._translated(error) from error
+
+    async def _ask(self, method: str, ask: dict[str, Any]) -> Any:
+        return await getattr(self._rest, method)(ask)
 
     def _translated(self, error: Exception) -> FeedError:
         """Say who is to blame."""

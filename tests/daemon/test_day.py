@@ -78,7 +78,7 @@ class Day:
 
     def commit(self) -> None:
         for line, work in self.pipeline.take_work():
-            self.store.commit([LineCommit(line.name, work.rows, None, 0, "", [])])
+            self.store.commit([LineCommit(line.name, work.rows, None, "", [])])
 
     @property
     def journal(self) -> dict[int, Figures]:
@@ -147,5 +147,5 @@ async def test_every_candle_is_the_tapes_whatever_happens_to_the_connections(
         first = min(day.journal)
         folded = {seq: figures for seq, figures in wanted.items() if first <= seq < newest - 1}
         await until(lambda: {seq: day.journal.get(seq) for seq in folded} == folded)
-    assert day.counted("lstmd_rollovers_total") >= ROLLOVERS
+        await until(lambda: day.counted("lstmd_rollovers_total") >= ROLLOVERS)
     assert day.counted("lstmd_rollover_lost_trades_total") == 0

@@ -1,5 +1,6 @@
 """The REST half of Binance USDⓈ-M futures: ``/fapi/v1/…``."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,21 @@ INTERVALS_MS = {f"{count}{unit}": count * ms for unit, ms, counts in (
 KLINES_MAX = 1500
 ROWS_MAX = 1000
 TRADES_REACH_MS = 48 * 3_600_000
-_WEIGHT_LIMIT = {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": 2400}
+WEIGHT_MAX, FUNDING_MAX = 2400, 500
+"""Of all requests in a minute of its clock, and of requests for settled funding in five, which weigh nothing."""
+USED_HEADER = "X-MBX-USED-WEIGHT-1M"
+_FUNDING = "fundingRate"
+_KLINES = frozenset({"klines", "markPriceKlines"})
+_WEIGHTS = {"aggTrades": 20, _FUNDING: 0}
+_WEIGHT_LIMIT = {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": WEIGHT_MAX}
+
+
+def weight_of(path: str, query: Mapping[str, str]) -> int:
+    """Return what a request weighs; of klines it goes by their number."""
+    if path not in _KLINES:
+        return _WEIGHTS.get(path, 1)
+    rows = int(query["limit"]) if query.get("limit", "").isdigit() else 500
+    return 1 if rows < 100 else 2 if rows < 500 else 5 if rows <= 1000 else 10
 
 
 class BinanceRest:
@@ -22,6 +37,7 @@ class BinanceRest:
 
     def __init__(self, venue: Venue) -> None:
         self._venue = venue
+        self._used: Counter[tuple[str, int]] = Counter()
         self._answers: Mapping[str, Callable[[Mapping[str, str]], Any]] = {
             "ping": lambda _: {},
             "time": lambda _: {"serverTime": venue.clock.now_ms()},
@@ -30,7 +46,7 @@ class BinanceRest:
             "markPriceKlines": self._mark_price_klines,
             "aggTrades": self._agg_trades,
             "premiumIndex": self._premium_index,
-            "fundingRate": self._funding_rate,
+            _FUNDING: self._funding_rate,
             "ticker/price": self._ticker_price,
         }
 
@@ -38,7 +54,25 @@ class BinanceRest:
         """Answer one GET; see `Dialect.rest`."""
         if path not in self._answers:
             raise Refused(404, {"code": -5000, "msg": f"Path /fapi/v1/{path}, Method GET is invalid"})
+        self._weigh(path, query)
         return self._answers[path](query)
+
+    def _weigh(self, path: str, query: Mapping[str, str]) -> None:
+        """Count a request, and refuse one too many until the minute, or the five of funding, are over."""
+        used = self._count("weight", 1, weight_of(path, query), WEIGHT_MAX)
+        self._venue.headers[USED_HEADER] = str(used)
+        if path == _FUNDING:
+            self._count(_FUNDING, 5, 1, FUNDING_MAX)
+
+    def _count(self, what: str, minutes: int, weight: int, most: int) -> int:
+        clock, span_ms = self._venue.clock, minutes * 60_000
+        number = clock.now_ms() // span_ms
+        self._used[what, number] += weight
+        if self._used[what, number] > most:
+            wait_s = -(-((number + 1) * span_ms - clock.now_ms()) // (1000 * clock.speed))
+            body = {"code": -1003, "msg": f"Too many requests; current limit of {what} is {most}."}
+            raise Refused(429, body, {"Retry-After": str(int(wait_s))})
+        return self._used[what, number]
 
     def _tape(self, query: Mapping[str, str]) -> Tape:
         tape = self._venue.tapes.get(_needed(query, "symbol"))
@@ -102,13 +136,15 @@ class BinanceRest:
         return found[0] if "symbol" in query else found
 
     def _funding_rate(self, query: Mapping[str, str]) -> Any:
-        tape, now = self._tape(query), self._venue.clock.now_ms()
-        limit = _integer(query, "limit", 100, most=ROWS_MAX)
+        now, limit = self._venue.clock.now_ms(), _integer(query, "limit", 100, most=ROWS_MAX)
         start, end = _integer(query, "startTime", 0), min(_integer(query, "endTime", now), now)
-        dues = settlements(tape, start_ms=start, end_ms=end)
+        tapes = self._tapes(query)
+        dues = sorted((due, t.native) for t in tapes for due in settlements(t, start_ms=start, end_ms=end))
         dues = dues[:limit] if "startTime" in query else dues[-limit:]
-        rates = [(due, funding_rate(tape.native, due)) for due in dues]
-        return [{"symbol": tape.native, "fundingTime": t, "fundingRate": rate, "markPrice": ""} for t, rate in rates]
+        return [
+            {"symbol": native, "fundingTime": due, "fundingRate": funding_rate(native, due), "markPrice": ""}
+            for due, native in dues
+        ]
 
     def _ticker_price(self, query: Mapping[str, str]) -> Any:
         now = self._venue.clock.now_ms()
@@ -142,7 +178,7 @@ def _contract(tape: Tape) -> dict[str, Any]:
     tick, lot = tape.price_text(tape.tick), tape.size_text(1)
     return {
         "symbol": tape.native, "pair": tape.native, "contractType": "PERPETUAL", "deliveryDate": 4133404800000,
-        "onboardDate": tape.begin_ms, "status": "CLOSE" if tape.halted else "TRADING",
+        "onboardDate": tape.begin_ms, "status": "TRADING_HALT" if tape.halted else "TRADING",
         "maintMarginPercent": "2.5000",
         "requiredMarginPercent": "5.0000", "baseAsset": base, "quoteAsset": quote, "marginAsset": quote,
         "pricePrecision": tape.price_decimals, "quantityPrecision": tape.size_decimals, "baseAssetPrecision": 8,

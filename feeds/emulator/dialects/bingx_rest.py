@@ -14,7 +14,8 @@ INTERVALS_MS = {f"{count}{unit}": count * ms for unit, ms, counts in (
 KLINES_MAX = 1440
 ROWS_MAX = 1000
 TRADES_REACH_MS = 3_600_000
-ONLINE, OFFLINE = 1, 0
+ONLINE, SUSPENDED = 1, 25
+"""Of a contract's statuses; 0 is for one that is gone."""
 _ORDER = {"open": K.OPEN, "close": K.CLOSE, "high": K.HIGH, "low": K.LOW}
 
 
@@ -116,7 +117,7 @@ def _contract(tape: Tape) -> dict[str, Any]:
         "feeRate": 0.0005, "makerFeeRate": 0.0002, "takerFeeRate": 0.0005, "tradeMinLimit": 0,
         "tradeMinQuantity": float(tape.size_text(1)), "tradeMinUSDT": 2, "maxLongLeverage": 125,
         "maxShortLeverage": 100, "currency": currency, "asset": asset,
-        "status": OFFLINE if tape.halted else ONLINE, "apiStateOpen": "true", "apiStateClose": "true",
+        "status": SUSPENDED if tape.halted else ONLINE, "apiStateOpen": "true", "apiStateClose": "true",
         "ensureTrigger": True, "triggerFeeRate": "0.00050000", "brokerState": False, "launchTime": tape.begin_ms,
         "maintainTime": 0, "offTime": 0, "displayName": tape.native,
     }  # fmt: skip

@@ -211,7 +211,7 @@ def contract(tape: Tape) -> Said:
     return {
         "symbol": tape.native,
         "contractType": ("Inverse" if inverse else "Linear") + ("Futures" if delivery else "Perpetual"),
-        "status": "Closed" if tape.halted else "Trading", "baseCoin": base, "quoteCoin": quote,
+        "status": "Delivering" if tape.halted else "Trading", "baseCoin": base, "quoteCoin": quote,
         "launchTime": str(tape.begin_ms), "deliveryTime": str(delivery), "deliveryFeeRate": "",
         "priceScale": str(tape.price_decimals + bool(tape.price_decimals)),
         "leverageFilter": {"minLeverage": "1", "maxLeverage": "100.00", "leverageStep": "0.01"},
