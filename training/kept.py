@@ -1,5 +1,6 @@
 """Fit members one after the other and keep each on the disk, so that a run that was broken off goes on."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from training.member import Material, Member, fit_member
 from training.recipe import Recipe
 
-_FIGURES = {"main_loss": float, "direction_loss": float, "main_pass": int, "direction_pass": int, "passes": int}
+_FIGURES = ("main_loss", "direction_loss", "main_pass", "direction_pass", "passes")
 
 
 def fit_members(
@@ -47,12 +48,13 @@ def fit_members(
 
 
 def save(member: Member, file: Path) -> None:
-    """Write a member, whole or not at all."""
+    """Write a member, whole or not at all; the same member is the same bytes."""
     tensors = {f"main.{k}": v for k, v in member.main.items()} | {
         f"direction.{k}": v for k, v in member.direction.items()
     }
+    figures = json.dumps({name: getattr(member, name) for name in _FIGURES})
     partial = file.with_suffix(".partial")
-    save_file(tensors, partial, metadata={name: repr(getattr(member, name)) for name in _FIGURES})
+    save_file(tensors, partial, metadata={"figures": figures})  # one key, since safetensors keeps no order of several
     partial.replace(file)
 
 
@@ -61,7 +63,7 @@ def load(file: Path) -> Member | None:
     if not file.exists():
         return None
     with safe_open(file, "pt") as stored:
-        figures = {name: kind(stored.metadata()[name]) for name, kind in _FIGURES.items()}
+        figures = json.loads(stored.metadata()["figures"])
         tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - it is no mapping
     main, direction = (
         {key.removeprefix(kind): value for key, value in tensors.items() if key.startswith(kind)}

@@ -22,6 +22,12 @@ def test_a_kept_member_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
         assert getattr(found, name) == getattr(MEMBER, name)
 
 
+def test_the_same_member_is_the_same_bytes(tmp_path: Path) -> None:
+    for n in range(8):
+        kept.save(MEMBER, tmp_path / f"{n}.safetensors")
+    assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
+
+
 def test_a_member_that_was_not_written_whole_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken_off(tensors: object, file: Path, metadata: object) -> None:
         file.write_bytes(b"half")
