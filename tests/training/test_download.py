@@ -132,15 +132,15 @@ def test_the_manifest_names_every_file_and_nothing_of_this_machine(whole: Path) 
 
 
 class Trips(Counter[str]):
-    """Counts requests; refuses the exchange's from one number to another."""
+    """Counts requests; from one number to another, of all or of one kind, the exchange refuses every one."""
 
-    def __init__(self, emulator: Emulator, first: int, last: int) -> None:
+    def __init__(self, emulator: Emulator, first: int, last: int, *, of: str | None = None) -> None:
         super().__init__()
-        self._emulator, self._span = emulator, range(first, last + 1)
+        self._emulator, self._span, self._of = emulator, range(first, last + 1), of
 
     def __setitem__(self, name: str, count: int) -> None:
         super().__setitem__(name, count)
-        self._emulator.refuse = self.total() in self._span
+        self._emulator.refuse = (self[self._of] if self._of else self.total()) in self._span
 
 
 async def test_a_refusal_in_the_middle_changes_nothing(
@@ -159,11 +159,11 @@ async def test_it_gives_up_and_the_next_run_goes_on(
 ) -> None:
     monkeypatch.setattr(download, "TRIES_MAX", 2)
     async with exchange() as (emulator, port):
-        emulator.venue.requests = Trips(emulator, 9, 10**6)  # after three pages of candles
+        emulator.venue.requests = Trips(emulator, 4, 10**6, of="klines")  # after three pages of candles
         with pytest.raises(RemoteError, match="503"):
             await fetch(port, tmp_path)
         assert not (tmp_path / NAMES[0]).exists()
-        assert emulator.venue.requests["klines"] == 3
+        assert emulator.venue.requests["klines"] == 3 + download.TRIES_MAX
         emulator.venue.requests = Counter()
         emulator.refuse = False
         await fetch(port, tmp_path)
@@ -173,7 +173,7 @@ async def test_it_gives_up_and_the_next_run_goes_on(
 
 async def test_a_killed_run_is_gone_on_with(whole: Path, tmp_path: Path) -> None:
     async with exchange() as (emulator, port):
-        emulator.venue.requests = Trips(emulator, 9, 10**6)  # after three pages of candles
+        emulator.venue.requests = Trips(emulator, 4, 10**6, of="klines")  # after three pages of candles
         command = (
             *LSTMD, "history", "--symbol", BTC, "--since", "2023-11-15", "--out", str(tmp_path),
             "--rest-url", f"http://127.0.0.1:{port}", "--json",
