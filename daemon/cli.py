@@ -4,6 +4,7 @@ Exit codes: 0 fine, 1 failure, 2 usage, 78 configuration.
 """
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -143,19 +144,55 @@ def schema(
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Look at the installation: versions, name clashes, broker, artifact, ports. Exit 1 if anything is wrong."""
-    from daemon.doctor import examine
+def doctor(
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="TOML file whose exchanges and broker to examine too. Default: none."),
+    ] = None,
+    listen: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds for which candles are made of an exchange's trades, to be compared with its own; 0: none. "
+            "Default: until each market has closed one, 130 s at most.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at the installation and, with -c, at each exchange and the broker; say what is wrong and what to do.
 
-    findings = []
-    for finding in examine({"embedded broker": 1883, "metrics": 9464}):
-        findings.append(finding)
-        if not as_json:
-            mark = {True: "ok   ", False: "WRONG", None: "     "}[finding.ok]
-            typer.echo(f"{mark} {finding.name:<16} {finding.detail}")
+    Exit 1 if anything is wrong, 78 if it is the configuration.
+    """
+    import asyncio
+
+    from config.load import ConfigError
+    from daemon import doctor as doctors
+
+    report = doctors.Report(as_json=as_json)
+    settings, ports = None, {"embedded broker": 1883, "metrics": 9464}
+    if config is not None:
+        from daemon import check, log_setup
+
+        log_setup.configure(level="error", format="console")
+        try:
+            settings = load_config(config)
+            check.check(settings)
+        except ConfigError as error:
+            if not as_json:
+                raise
+            print_json([doctors.Finding("configuration", False, str(one)).told() for one in error.problems])
+            raise typer.Exit(EXIT_CONFIG) from None
+        ports = doctors.ports_of(settings)
+    for finding in doctors.examine(ports):
+        report.tell(finding)
+    if settings is not None:
+        from daemon.examine import examine
+
+        live = examine(settings, _credentials(settings.mqtt), report.tell, listen_s=listen, progress=report.progress)
+        asyncio.run(live)
     if as_json:
-        print_json([finding._asdict() for finding in findings])
-    raise typer.Exit(EXIT_FAILURE if any(finding.ok is False for finding in findings) else 0)
+        print_json([finding.told() for finding in report.findings])
+    raise typer.Exit(EXIT_FAILURE if report.failed else 0)
 
 
 def _credentials(mqtt: "Mqtt") -> "Credentials":

@@ -1,8 +1,9 @@
-"""Look at the installation and say what is wrong with it."""
+"""Look at the installation and at the broker, and say what is wrong with them."""
 
 import importlib.metadata
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from daemon import broker
-from daemon.mqtt import BrokerRefused
+from config.schema import Config
+from daemon import broker, clock
+from daemon.mqtt import BrokerError, BrokerRefused, Credentials, MqttLink
 from inference import artifact as artifacts
 from inference.artifact import ArtifactError
 
@@ -22,11 +24,73 @@ OURS = ("config", "daemon", "feeds", "inference", "training")
 
 
 class Finding(NamedTuple):
-    """One thing looked at. `ok` None: worth knowing, no fault."""
+    """One thing looked at."""
 
     name: str
     ok: bool | None
+    """None: no fault; worth knowing, or with an advice worth doing something about."""
     detail: str
+    advice: str = ""
+    """What to do about it, one line."""
+    about: str = ""
+    """Which exchange and market; empty for this installation."""
+
+    @property
+    def verdict(self) -> str:
+        """Put it in a word."""
+        return {True: "ok", False: "FAIL", None: "warn" if self.advice else ""}[self.ok]
+
+    def told(self) -> dict[str, str | bool | None]:
+        """Return it for machines."""
+        return {**self._asdict(), "verdict": self.verdict}
+
+    def __str__(self) -> str:
+        """Write it for people: a line, and one more where there is an advice."""
+        where = f"{self.about} {self.name}".lstrip()
+        said = f"{self.verdict:<4} {where:<{38 if self.about else 16}} {self.detail}"
+        return f"{said}\n     → {self.advice}" if self.advice else said
+
+
+class Report:
+    """Takes findings as they are made: prints them for people, or keeps them for machines."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.findings: list[Finding] = []
+        self._as_json = as_json
+        self._is_watched = sys.stderr.isatty() and not as_json
+        self._progress: dict[str, str] = {}
+        self._shown = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything is wrong."""
+        return any(finding.ok is False for finding in self.findings)
+
+    def tell(self, finding: Finding) -> None:
+        """Take a finding."""
+        self.findings.append(finding)
+        if not self._as_json:
+            self._show("")
+            print(finding, flush=True)
+
+    def progress(self, who: str, how_far: str) -> None:
+        """Show how far something is that takes long, on a terminal."""
+        self._progress[who] = f"{who}: {how_far}" if how_far else ""
+        self._show("; ".join(filter(None, self._progress.values())))
+
+    def _show(self, text: str) -> None:
+        if self._is_watched and text != self._shown:
+            sys.stderr.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
+            sys.stderr.flush()
+            self._shown = text
+
+
+def ports_of(config: Config) -> dict[str, int]:
+    """Return the ports that a daemon of this configuration listens on, by what they are for."""
+    ports = {"embedded broker": config.mqtt.embedded_port or 0}
+    if config.metrics.enabled:
+        ports["metrics"] = int(config.metrics.listen.rpartition(":")[2])
+    return {purpose: port for purpose, port in ports.items() if port}
 
 
 def examine(ports: dict[str, int]) -> Iterator[Finding]:
@@ -91,3 +155,38 @@ def _port(purpose: str, port: int) -> Finding:
         probe.settimeout(1.0)
         taken = probe.connect_ex(("127.0.0.1", port)) == 0
     return Finding(f"port {port}", None, f"{purpose}: {'something listens there' if taken else 'free'}")
+
+
+async def examine_broker(url: str, embedded_port: int | None, credentials: Credentials) -> Finding:
+    """Connect to the broker as the daemon does; an embedded one that does not run is started for it and stopped."""
+    try:
+        if embedded_port is None:
+            said = await _knock(url, credentials)
+        else:
+            said = await _embedded(embedded_port, credentials)
+    except (BrokerError, BrokerRefused) as error:
+        advice = "look at mqtt.url, user name, password and certificates, and whether the broker runs"
+        return Finding("broker", False, str(error), advice, "mqtt")
+    return Finding("broker", True, said, about="mqtt")
+
+
+async def _knock(url: str, credentials: Credentials) -> str:
+    began_s = time.monotonic()
+    link = MqttLink(url, client_id=f"lstmd-doctor-{clock.boot_id()}", credentials=credentials)
+    async with link.connect():
+        return f"{link.where} takes us ({1000 * (time.monotonic() - began_s):.0f} ms)"
+
+
+async def _embedded(port: int, credentials: Credentials) -> str:
+    if port:
+        try:
+            return f"embedded, it runs already: {await _knock(f'mqtt://127.0.0.1:{port}', credentials)}"
+        except BrokerError:
+            pass  # nobody is there unless a daemon runs
+    with tempfile.TemporaryDirectory(prefix="lstmd-doctor-") as folder:
+        server = broker.EmbeddedBroker(Path(folder), port=port)
+        await server.start()
+        try:
+            return f"embedded, started for this: {await _knock(server.url, credentials)}"
+        finally:
+            await server.stop()

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from feeds.events import Entry
 from feeds.market import NS_PER_MS, NS_PER_S
-from feeds.recording import SUFFIX, is_recording, play, regular
+from feeds.playback import is_recording, play, regular
+from feeds.recording import SUFFIX
 
 _LINE_MAX_BYTES = 16 << 20
 """A longer line is no recorded frame; what a compressed file may unfold to is bounded by it."""

@@ -13,6 +13,7 @@ Pure. One `Merge` per group of connections.
 """
 
 from collections import Counter, deque
+from collections.abc import Iterable
 
 from feeds.events import Event, Malformed, MarketTrade
 from feeds.market import NS_PER_S, Trade
@@ -34,7 +35,7 @@ class _Market:
         """Numbered trades that wait for those before them."""
         self.newest: dict[int, int] = {}
         """Newest number by lane."""
-        self.told: deque[Trade] = deque()
+        self.told: deque[Trade] = deque(maxlen=HELD_MAX)
         """What was handed on lately."""
         self.held: dict[int, deque[MarketTrade]] = {}
         """What younger lanes said that may not have been handed on yet."""
@@ -90,7 +91,9 @@ class Merge:
         return out
 
     def _trade(self, lane: int, event: MarketTrade, *, leads: bool) -> list[MarketTrade]:
-        market = self._markets.setdefault(event.market.symbol, _Market())
+        market = self._markets.get(event.market.symbol)
+        if market is None:
+            market = self._markets[event.market.symbol] = _Market()
         if self._identity is Identity.NUMBERED:
             return self._numbered(market, lane, event)
         if leads:
@@ -110,6 +113,9 @@ class Merge:
             market.last = number - 1
         if number > market.last:
             market.ahead[number] = event
+        elif all(market.newest.get(each, 0) < market.last for each in self._lanes):
+            # It runs backwards on every lane: the newest was false, or the exchange has numbered afresh.
+            market.ahead, market.last = {number: event}, number - 1
         return self._contiguous(market)
 
     def _contiguous(self, market: _Market) -> list[MarketTrade]:
@@ -135,14 +141,17 @@ class Merge:
         return number
 
     def agrees(self, lane: int) -> bool:
-        """Tell whether `lane` could go on alone: of every market it spoke of, the leader has reached where it began."""
+        """Tell whether `lane` could go on alone: in every market it spoke of, the leader is past where it began.
+
+        Or has told all that it said there, where nothing has been traded since.
+        """
         for market in self._markets.values():
             if self._identity is Identity.NUMBERED:
                 if market.ahead:
                     return False
             elif held := market.held.get(lane):
                 newest_ns = market.told[-1].event_time_ns if market.told else 0
-                if newest_ns <= market.began_ns[lane] and newest_ns < held[-1].trade.event_time_ns:
+                if newest_ns <= market.began_ns[lane] and _rows(event.trade for event in held) - _rows(market.told):
                     return False
         return True
 
@@ -159,6 +168,8 @@ class Merge:
                 out += self._contiguous(market)
                 if len(self._lanes) <= 1:
                     out += self._flush(market)
+                if not self._lanes:
+                    market.last = None  # what went by meanwhile comes on no connection: it is not waited for
             elif led and self._lanes:
                 out += self._taken_over(market, self._lanes[0])
         return out
@@ -175,7 +186,7 @@ class Merge:
         """Hand on what the new leader had said and the old one had not."""
         held = market.held.pop(lane, deque())
         began_ns = market.began_ns.pop(lane, 0)
-        told = Counter(_row(trade) for trade in market.told)
+        told = _rows(market.told)
         out = []
         for event in held:
             row = _row(event.trade)
@@ -184,6 +195,10 @@ class Merge:
             elif event.trade.event_time_ns > began_ns or event.trade.id:
                 out.append(market.tell(event))
         return out
+
+
+def _rows(trades: Iterable[Trade]) -> Counter[tuple[int, ...]]:
+    return Counter(map(_row, trades))
 
 
 def _row(trade: Trade) -> tuple[int, ...]:

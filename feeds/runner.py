@@ -1,6 +1,7 @@
 """One feed's life: connect, subscribe, read, replace connections before they end, and again after every loss."""
 
 import asyncio
+import contextlib
 import math
 import random
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from structlog.typing import FilteringBoundLogger
 
 from feeds.backoff import Backoff
 from feeds.errors import FORBIDDEN_S, Forbidden, RateLimited, RemoteError
-from feeds.events import Ack, Entry, Event, Kline, Malformed, MarketTrade, MarkPrice, Refusal, Reply, Subscriptions
+from feeds.events import Ack, Entry, Event, Malformed, MarketEvent, Refusal, Reply, Subscriptions
 from feeds.exchanges.base import Codec
 from feeds.merge import Merge
 from feeds.session import Limits, Session, State
@@ -60,7 +61,6 @@ class _Lane:
         self.turn = asyncio.Event()
         """Set when it grows old or has ended."""
         self.ages_at_s = math.inf
-        self.old = False
         self.retry_after_s = 0.0
         self.task: asyncio.Task[None]
 
@@ -125,6 +125,11 @@ class FeedRunner:
             if not isinstance(error, _Stopped):
                 raise error from None
 
+    def renew(self) -> None:
+        """Replace every connection by one for what `codec_factory` makes now; nothing is lost meanwhile."""
+        for lane in self._lanes:
+            lane.turn.set()
+
     async def _life(self, group: asyncio.TaskGroup) -> None:
         """Keep one connection, and for a while its replacement beside it."""
         backoff = Backoff(self._rng)
@@ -156,7 +161,11 @@ class FeedRunner:
         time_s = asyncio.get_running_loop().time
         heir = self._open(group, lane.session.mute)
         overlap_s = min(OVERLAP_S, lane.codec.lifetime_s / 16)
-        while not (heir.session.live_for_s(time_s()) >= overlap_s and self._merge.agrees(heir.number)):
+        while not (
+            heir.number in self._live
+            and heir.session.live_for_s(time_s()) >= overlap_s
+            and self._merge.agrees(heir.number)
+        ):
             if lane.task.done():
                 return heir
             if heir.task.done():
@@ -195,33 +204,34 @@ class FeedRunner:
 
     async def _lane(self, lane: _Lane) -> None:
         """Live through one connection, until the session is over or the connection lost."""
-        joined = False
-        try:
-            pings = lane.codec.answers_protocol_pings
-            async with connect(self._url, proxy=self._proxy, ping=pings) as connection:
+        async with contextlib.AsyncExitStack() as leaving:  # others need not wait until it is closed
+            joined = False
+            try:
+                pings = lane.codec.answers_protocol_pings
+                connection = await leaving.enter_async_context(connect(self._url, proxy=self._proxy, ping=pings))
                 lane.session.opened(asyncio.get_running_loop().time())
                 lane.ages_at_s = lane.session.ages_at_s(ROLLOVER_LEAD_S)
                 self._merge.join(lane.number)
                 joined = True
                 self._tell(Entry.OPENED, lane)
                 await self._converse(connection, lane)
-            lane.session.lost("")
-        except Forbidden as error:
-            lane.session.lost(f"refused: {error}")
-            lane.retry_after_s = FORBIDDEN_S
-        except RemoteError as error:
-            lane.session.lost(str(error))
-            lane.retry_after_s = error.retry_after_s if isinstance(error, RateLimited) else 0.0
-        except asyncio.CancelledError:
-            lane.session.stop()
-            raise
-        finally:
-            self._lanes.remove(lane)
-            self._live.discard(lane.number)
-            if joined:
-                self._tell(Entry.ENDED, lane)
-            self._hand_on(self._merge.leave(lane.number) if joined else [])
-        self._down(lane.session.reason, asyncio.get_running_loop().time())
+                lane.session.lost("")
+            except Forbidden as error:
+                lane.session.lost(f"refused: {error}")
+                lane.retry_after_s = FORBIDDEN_S
+            except RemoteError as error:
+                lane.session.lost(str(error))
+                lane.retry_after_s = error.retry_after_s if isinstance(error, RateLimited) else 0.0
+            except asyncio.CancelledError:
+                lane.session.stop()
+                raise
+            finally:
+                self._lanes.remove(lane)
+                self._live.discard(lane.number)
+                if joined:
+                    self._tell(Entry.ENDED, lane)
+                self._hand_on(self._merge.leave(lane.number) if joined else [])
+            self._down(lane.session.reason, asyncio.get_running_loop().time())
 
     async def _converse(self, connection: Connection, lane: _Lane) -> None:
         time_s, session = asyncio.get_running_loop().time, lane.session
@@ -256,7 +266,7 @@ class FeedRunner:
             if self._tap:
                 self._tap(Entry.FRAME, lane.number, receive_ns, frame)
             events = lane.codec.decode(frame, receive_ns)
-            if events and isinstance(events[0], Reply):
+            if events and type(events[0]) is Reply:
                 await connection.send(events[0].text)
             elif self._take(events, lane, began_s):
                 return
@@ -270,16 +280,16 @@ class FeedRunner:
         if not events:
             return False
         last = events[-1]
-        if isinstance(last, Ack | Refusal | Subscriptions):
+        # Most are market events, and to tell that something is no instance of a message type takes long.
+        if not isinstance(last, MarketEvent) and isinstance(last, Ack | Refusal | Subscriptions):
             self._take(events[:-1], lane, now_s)
             self._answer(last, lane, now_s)
             return True
         for event in events:
-            if isinstance(event, Malformed):
-                self._log_malformed(event, now_s)
-                continue
-            if isinstance(event, MarketTrade | MarkPrice | Kline):
+            if isinstance(event, MarketEvent):
                 lane.session.hear(event, now_s)
+            elif isinstance(event, Malformed):
+                self._log_malformed(event, now_s)
         self._hand_on(self._merge.take(lane.number, events))
         return False
 

@@ -164,7 +164,8 @@ class Session:
 
     def hear(self, event: MarketEvent, now_s: float) -> None:
         """Note market data, of whatever stream."""
-        self._fire(Happening.DATA)
+        if self.state is not State.LIVE:  # where data changes nothing: this is the hot path
+            self._fire(Happening.DATA)
         symbol, watch = event.market.symbol, self._watch
         if watch:
             watch.data(now_s)

@@ -76,7 +76,8 @@ class Watch:
     def trade(self, key: str, now_s: float) -> None:
         """Note a trade."""
         self._traded_s[key] = now_s
-        self._contradictions.pop(key, None)
+        if self._contradictions:
+            self._contradictions.pop(key, None)
 
     def kline(self, key: str, spec: str, candle: Candle, now_s: float) -> None:
         """Note the exchange's own kline, forming or closed."""

@@ -10,6 +10,7 @@ from feeds.history.bingx import BingxHistory
 from feeds.history.bitget import BitgetHistory
 from feeds.history.bitmex import BitmexHistory
 from feeds.history.bybit import BybitHistory
+from feeds.history.ccxt import PREFIX, CcxtHistory
 
 __all__ = ["HISTORIES", "PAGE_ROWS", "History", "open_history"]
 
@@ -34,11 +35,15 @@ def open_history(
             the exchange itself is closed.
 
     """
-    if exchange not in HISTORIES:
+    if exchange.startswith(PREFIX):
+        history: History = CcxtHistory(exchange, rest_url)
+    elif exchange in HISTORIES:
+        history = HISTORIES[exchange](rest_url)
+    else:
         known = ", ".join(sorted(HISTORIES))
         raise RequestRefused(f"no history is known for the exchange {exchange!r}; known: {known}")
-    history = HISTORIES[exchange](rest_url)
-    history.budget = budget
+    if budget:
+        history.join(budget)
     if proxy:
         history.route(proxy)
     return history

@@ -25,7 +25,7 @@ _PACE = {
 }
 """ccxt's limiter: 10000 / 25 = 400 requests in any 10 s, of the 500 allowed."""
 _KLINES_MAX = 1440
-_ONLINE = "1"
+_OFFLINE, _ONLINE = "0", "1"
 _HOUR_MS = 3_600_000
 _BLOCKED = re.compile(r'unblocked after (\d{13})\b.*"timestamp":\s*(\d{13})\b').search
 
@@ -67,10 +67,10 @@ class BingxHistory(RestHistory):
         return self.read([reply], lambda row: int(row["data"]["serverTime"]) * NS_PER_MS)[0]
 
     async def markets(self) -> dict[str, Market]:
-        """Return the contracts that trade now, by ccxt's unified symbol; one request, quote/contracts."""
+        """Return the contracts by ccxt's unified symbol, see `History.markets`; one request, quote/contracts."""
         rows = await self.call("fetch_swap_markets", {})
-        trading = [row for row in rows if str(row["info"].get("status")) == _ONLINE]
-        return {market.symbol: market for market in self.read(trading, _market)}
+        listed = [row for row in rows if str(row["info"].get("status")) != _OFFLINE]
+        return {market.symbol: market for market in self.read(listed, _market)}
 
     async def candles(self, market: Market, spec: CandleSpec, *, start_ns: int, end_ns: int) -> list[Candle]:
         """Return the final candles with ``start_ns <= open_time_ns < end_ns``, ascending, see `History.candles`."""
@@ -153,6 +153,7 @@ def _market(row: dict[str, Any]) -> Market:
         size_decimals=max(int(info["quantityPrecision"]), decimals(str(info.get("size") or 1))),
         listed_at_ns=launched_ms * NS_PER_MS or None,
         max_leverage=min(leverage, default=None),
+        trading=str(info["status"]) == _ONLINE,
     )
 
 

@@ -66,7 +66,7 @@ class BitgetHistory(RestHistory):
         return self.read([reply], lambda row: int(row["data"]["serverTime"]) * NS_PER_MS)[0]
 
     async def markets(self) -> dict[str, Market]:
-        """Return the perpetuals that trade now, by ccxt's unified symbol; one request a product type."""
+        """Return the perpetuals by ccxt's unified symbol, see `History.markets`; one request a product type."""
         found: dict[str, Market] = {}
         for product in (*PRODUCTS.values(), COIN_PRODUCT):
             rows = await self._data("publicMixGetV2MixMarketContracts", {"productType": product})
@@ -84,7 +84,7 @@ class BitgetHistory(RestHistory):
     async def _klines(self, kind: str, market: Market, spec: CandleSpec, start_ns: int, end_ns: int) -> list[Candle]:
         if spec.interval_ns not in INTERVALS:
             raise RequestRefused(f"bitget has no klines of {spec}")
-        recent_ns = await self.time_ns() - _REACH_NS
+        recent_ns = await self.clock_ns() - _REACH_NS
 
         async def fetch(at_ns: int, until_ns: int) -> list[Candle]:
             found: list[Candle] = []
@@ -154,8 +154,8 @@ class BitgetHistory(RestHistory):
         return self.read([reply], lambda row: row["data"] or [])[0]
 
     def _market(self, row: dict[str, Any]) -> Market | None:
-        """Turn a contract into our market, named as ccxt names it; None if it is dated or does not trade."""
-        if (row["symbolType"], row["symbolStatus"]) != ("perpetual", "normal"):
+        """Turn a contract into our market, named as ccxt names it; None if it is dated or gone."""
+        if row["symbolType"] != "perpetual" or row["symbolStatus"] == "off":
             return None
         base, quote = (self._rest.safe_currency_code(row[coin]) for coin in ("baseCoin", "quoteCoin"))
         settle = quote if quote in PRODUCTS else base
@@ -167,6 +167,7 @@ class BitgetHistory(RestHistory):
             size_decimals=max(int(row["volumePlace"]), decimals(row["sizeMultiplier"])),
             listed_at_ns=int(row.get("launchTime") or 0) * NS_PER_MS or None,
             max_leverage=float(row["maxLever"]) if row.get("maxLever") else None,
+            trading=row["symbolStatus"] == "normal",
         )
 
 

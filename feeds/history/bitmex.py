@@ -32,6 +32,8 @@ from feeds.history.http import HttpClient, TokenBucket
 from feeds.market import NS_PER_MS, NS_PER_S, Candle, CandleSpec, Market, Trade
 
 _BURST, _PER_S = 25, 0.45
+_LISTED = frozenset({"Open", "Closed"})
+"""States of instruments that are not over: ``Closed`` is for a while; they end as ``Settled`` or ``Unlisted``."""
 _CONTRACTS = frozenset({"FFWCSX", "FFSCSX", "FFCCSX"})
 """Types of instruments: perpetuals, and futures that expire. Spreads, spot, indices and predictions are others."""
 _COINS = {"XBT": "BTC", "XBt": "BTC", "USDt": "USDT", "Gwei": "ETH", "LAMp": "SOL"}
@@ -88,10 +90,10 @@ class BitmexHistory(RestHistory):
         return max(times) * NS_PER_MS
 
     async def markets(self) -> dict[str, Market]:
-        """Return the contracts that trade now, by ccxt's unified symbol."""
+        """Return the contracts by ccxt's unified symbol, see `History.markets`."""
         rows = await self._rows("instrument/active", {})
-        trading = [row for row in rows if row.get("state") == "Open" and row.get("typ") in _CONTRACTS]
-        return {market.symbol: market for market in self.read(trading, _market)}
+        listed = [row for row in rows if row.get("state") in _LISTED and row.get("typ") in _CONTRACTS]
+        return {market.symbol: market for market in self.read(listed, _market)}
 
     async def candles(self, market: Market, spec: CandleSpec, *, start_ns: int, end_ns: int) -> list[Candle]:
         """Return the final candles with ``start_ns <= open_time_ns < end_ns``, ascending, see `History.candles`."""
@@ -177,6 +179,7 @@ def _market(row: dict[str, Any]) -> Market:
         size_decimals=0,
         listed_at_ns=listed_ms * NS_PER_MS if 0 < listed_ms <= _ms(row["timestamp"]) else None,
         max_leverage=1 / margin if margin else None,
+        trading=row["state"] == "Open",
         volume_unit=_volume_unit(row, base, quote, settle),
     )
 

@@ -18,6 +18,8 @@ _BANNED_S = 600.0
 _OUR_FAULTS = (10001, 10017, 10029)
 """Of its codes: a wrong parameter, no such route, no such symbol. All others are limits and troubles of its own."""
 _INSTRUMENTS_PAGE = 1000
+_LISTED: tuple[dict[str, str], ...] = ({}, {"status": "Delivering"})
+"""What to ask for: without a status those that trade, or are about to, are listed; ``Closed`` is what is gone."""
 _FUNDING_PAGE = 200
 _SPARE_DECIMALS = 2
 """Steps may become finer while a daemon runs, and what was bought in fine steps is sold after they became coarse."""
@@ -55,14 +57,19 @@ class BybitHistory(RestHistory):
         return self.read([reply], lambda row: int(row["result"]["timeNano"]))[0]
 
     async def markets(self) -> dict[str, Market]:
-        """Return the contracts that trade now, by ccxt's unified symbol: instruments-info, all pages of both kinds."""
-        rows = [row for category in ("linear", "inverse") for row in await self._instruments(category)]
-        trading = [row for row in rows if row.get("status") == "Trading"]
-        return {market.symbol: market for market in self.read(trading, self._market)}
+        """Return the contracts by ccxt's unified symbol, see `History.markets`: all pages of both kinds."""
+        rows = [
+            row
+            for category in ("linear", "inverse")
+            for status in _LISTED
+            for row in await self._instruments({"category": category, **status})
+        ]
+        listed = [row for row in rows if row.get("status") != "Closed"]
+        return {market.symbol: market for market in self.read(listed, self._market)}
 
-    async def _instruments(self, category: str) -> list[dict[str, Any]]:
+    async def _instruments(self, which: dict[str, str]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
-        ask: dict[str, Any] = {"category": category, "limit": _INSTRUMENTS_PAGE}
+        ask: dict[str, Any] = {**which, "limit": _INSTRUMENTS_PAGE}
         while True:
             rows, cursor = await self._list("publicGetV5MarketInstrumentsInfo", ask)
             found += rows
@@ -90,6 +97,7 @@ class BybitHistory(RestHistory):
             size_decimals=decimals(row["lotSizeFilter"]["qtyStep"]) + _SPARE_DECIMALS,
             listed_at_ns=int(row["launchTime"]) * NS_PER_MS,
             max_leverage=float(row["leverageFilter"]["maxLeverage"]),
+            trading=row["status"] == "Trading",
             volume_unit="contracts of 1 USD" if settle == base else "base coin",
         )
 

@@ -46,7 +46,9 @@ class HttpClient:
 
     def __init__(self, base: str, *, pace: TokenBucket, timeout_s: float, back_off_s: float) -> None:
         """Set up; `back_off_s` is how long to wait after a limit was hit when the answer does not say."""
-        self._base, self._pace = base, pace
+        self._base = base
+        self.throttler = pace
+        """Whom to ask before each request; may be shared."""
         self._timeout_s, self._back_off_s = timeout_s, back_off_s
         self._session: Any = None
         self._proxy = ""
@@ -65,7 +67,7 @@ class HttpClient:
             RemoteError: anything else that is no answer.
 
         """
-        await asyncio.sleep(self._pace.take(asyncio.get_running_loop().time()))
+        await asyncio.sleep(self.throttler.take(asyncio.get_running_loop().time()))
         if self._session is None:
             self._session = self._open()
         try:
