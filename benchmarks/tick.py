@@ -71,7 +71,7 @@ def main() -> None:
     one.clock.set((BEGIN_MS + HISTORY_MS) * 1_000_000)
     one.settle_funding([], 1 << 62)
     line = one.add(SPEC, pipeline.model, has_kline=True, by_exchange=False)
-    line.begin(newest_seq=SPEC.seq_at(BEGIN_MS * 1_000_000), stream_seq=None, journal=[], snapshot=None)
+    line.begin(newest_seq=SPEC.seq_at(BEGIN_MS * 1_000_000), stream_seq=None, journal=[])
     one.channels["1m"].closer.see(SPEC.open_of(BEGIN_MS * 1_000_000))
     for frame in history:
         pipeline.handle(codec.decode(frame, 0))  # type: ignore[arg-type]

@@ -204,8 +204,20 @@ class Store(_Section):
     """Unsent signals past which the oldest become one `gap` message."""
     outbox_max_bytes: Annotated[int, Field(ge=1_000_000)] = 1_000_000_000
     """Their bytes, likewise."""
+    sent_max_days: Annotated[float, Field(gt=0)] = 30.0
+    """Age past which delivered signals are forgotten, by the exchange's time; `replay` then computes them again."""
+    sent_max_rows: Annotated[int, Field(ge=100)] = 1_000_000
+    """Delivered signals past which the oldest are forgotten."""
+    sent_max_bytes: Annotated[int, Field(ge=1_000_000)] = 500_000_000
+    """Their bytes, likewise."""
     journal_keep: Annotated[int, Field(ge=2000)] = 10_000
     """Closed candles kept per market and spec: two epochs with their warm-up at least, a day more with a guard on."""
+    journal_max_days: Annotated[float, Field(gt=0)] = 400.0
+    """Age past which candles are forgotten, but for those that a start may need; markets without newer ones, wholly."""
+    journal_max_bytes: Annotated[int, Field(ge=1_000_000)] = 1_000_000_000
+    """Bytes of all candles, shared alike by all markets and specs; likewise."""
+    snapshot_every: Annotated[int, Field(ge=1, le=1000)] = 64
+    """Closed candles between two snapshots of a market's state; what follows the newest is folded again after a crash."""
 
 
 class Model(_Section):

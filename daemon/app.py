@@ -130,7 +130,7 @@ async def _serve(
         for number, feed in enumerate(config.feeds)
     ]
     reporter = Reporter(config, model, desks, store, publisher, metrics, boot_id)
-    requests = Requests(link, publisher, store, reporter, reloader, base_topic=base)
+    requests = Requests(link, publisher, store, reporter, reloader, pipeline)
     shipping = asyncio.Event()
     async with asyncio.TaskGroup() as outer:
         ship = outer.create_task(publisher.run(shipping), name="publisher")
@@ -150,7 +150,7 @@ async def _serve(
                 systemd.notify("STOPPING=1")
                 for task in tasks:
                     task.cancel()
-            committer.flush()  # after a crash what was not committed is left: it is fetched and folded again
+            committer.finish()  # after a crash what was not committed is left: it is fetched and folded again
         finally:
             reporter.say_offline()
             shipping.set()

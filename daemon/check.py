@@ -8,7 +8,10 @@ from pathlib import Path
 
 from config.load import ConfigError, Problem
 from config.schema import Config, Feed
-from feeds.exchanges import CLOSED, CODECS
+from feeds.errors import RequestRefused
+from feeds.exchanges import CLOSED
+from feeds.history.ccxt import PREFIX
+from feeds.kinds import Kind, kind_of
 from feeds.market import NS_PER_S, CandleSpec, slug_of
 from inference import artifact as artifacts
 from inference.artifact import Artifact, ArtifactError, Manifest
@@ -39,13 +42,17 @@ def check(config: Config) -> Artifact:
 
 def _feeds(config: Config) -> Iterator[Problem]:
     for number, feed in enumerate(config.feeds):
-        if feed.exchange not in CODECS:
-            served = ", ".join(sorted(CODECS))
-            yield Problem(f"feeds[{number}].exchange", f"{feed.exchange} is not served by this version; {served} is")
+        kind = None
+        try:
+            kind = kind_of(feed.exchange)
+        except RequestRefused as error:
+            yield Problem(f"feeds[{number}].exchange", str(error))
+        if feed.redundant and feed.exchange.startswith(PREFIX):
+            yield Problem(f"feeds[{number}].redundant", "through ccxt there is one connection")
         yield from _addresses(number, feed)
         yield from _symbols(number, feed, "symbols")
         yield from _symbols(number, feed, "calibrate_on")
-        yield from _specs(number, feed)
+        yield from _specs(number, feed, kind)
 
 
 def _addresses(number: int, feed: Feed) -> Iterator[Problem]:
@@ -67,7 +74,7 @@ def _symbols(number: int, feed: Feed, name: str) -> Iterator[Problem]:
             yield Problem(f"feeds[{number}].{name}[{at}]", str(error))
 
 
-def _specs(number: int, feed: Feed) -> Iterator[Problem]:
+def _specs(number: int, feed: Feed, kind: Kind | None) -> Iterator[Problem]:
     lengths: dict[int, str] = {}
     for at, text in enumerate(feed.candles):
         key = f"feeds[{number}].candles[{at}]"
@@ -78,10 +85,9 @@ def _specs(number: int, feed: Feed) -> Iterator[Problem]:
             continue
         if spec.by_time and lengths.setdefault(spec.interval_ns, text) != text:
             yield Problem(key, f"{text} is as long as {lengths[spec.interval_ns]}")
-        codec = CODECS.get(feed.exchange)
         is_small = not spec.by_time or spec.interval_ns < MINUTE_NS
-        from_trades = is_small or (codec is not None and not codec.has_kline(spec))
-        if from_trades and not (codec and codec.trade_history):
+        from_trades = is_small or (kind is not None and not kind.has_kline(spec))
+        if from_trades and not (kind and kind.trade_history):
             yield Problem(key, f"{feed.exchange} serves too little trade history to repair a gap in {text} candles")
         elif is_small and feed.calibrate_on:
             yield Problem(key, f"calibrate_on looks back over {DAYS} days, for which no exchange serves {text} candles")

@@ -1,6 +1,7 @@
 """From the pipeline's work to the disk, and then to the publisher: what is published was committed first."""
 
 import asyncio
+import zlib
 from typing import NoReturn
 
 import msgspec
@@ -8,16 +9,17 @@ import structlog
 
 from config.schema import Config
 from daemon import clock, hummingbot, topics
-from daemon.line import Draft, Line, LineWork
+from daemon.line import Draft, Line, LineWork, Snapshot
 from daemon.metrics import Metrics
 from daemon.outbox import Limits
 from daemon.pipeline import Pipeline
 from daemon.publisher import Publisher
-from daemon.store import LineCommit, Message, Store
-from feeds.market import NS_PER_S
+from daemon.store import LineCommit, Message, Prune, Store
+from daemon.tables import ROW_BYTES
+from feeds.market import NS_PER_DAY, NS_PER_S
 
 PRUNE_EVERY = 256
-"""Candles of a line between two prunings of its journal and outbox."""
+"""Candles of a line between two prunings of its journal."""
 
 
 class Committer:
@@ -29,12 +31,18 @@ class Committer:
         self._pipeline, self._store, self._publisher, self._metrics = pipeline, store, publisher, metrics
         self._base = config.mqtt.base_topic
         self._candles, self._hummingbot = config.mqtt.publish_candles, config.mqtt.hummingbot
-        self._keep = config.store.journal_keep
+        self._kept = config.store
+        self._day = 0
         self._live_s = max(0.02, config.live.min_interval_ms / 1e3)
         self._limits = Limits.of(
             hours=config.store.outbox_max_hours,
             rows=config.store.outbox_max_rows,
             size_bytes=config.store.outbox_max_bytes,
+        )
+        self._sent_limits = Limits.of(
+            hours=24 * config.store.sent_max_days,
+            rows=config.store.sent_max_rows,
+            size_bytes=config.store.sent_max_bytes,
         )
         self._moved = asyncio.Event()
         self._log = structlog.get_logger()
@@ -55,7 +63,8 @@ class Committer:
         work = self._pipeline.take_work()
         if not work:
             return
-        rows = self._store.commit([self._commit_of(line, done) for line, done in work])
+        commits = [self._commit_of(line, done) for line, done in work]
+        rows = self._store.commit(commits, sent=self._sent_limits, now_ns=self._pipeline.now_ns)
         expiry_s = {}
         for line, done in work:
             self._account(line, done)
@@ -75,6 +84,27 @@ class Committer:
         shed = self._store.shed(self._limits, now_ns=self._pipeline.now_ns, after_row=self._publisher.sent_to)
         if shed:
             self._log.warning("outbox_bounded", messages=shed, outbox=self._store.load().rows)
+        self._forget_lines()
+
+    def finish(self) -> None:
+        """Commit what is left, and the state of every line, so that the next start has nothing to fold again."""
+        self.flush()
+        lines = [channel.line for market in self._pipeline.markets.values() for channel in market.channels.values()]
+        commits = [LineCommit(line.name, [], _snapshot_of(line), line.model_key, []) for line in lines if line.next_seq]
+        self._store.commit(commits)
+
+    def _forget_lines(self) -> None:
+        """Once a day of the exchange's forget lines that are no more."""
+        day = self._pipeline.now_ns // NS_PER_DAY
+        if day != self._day:
+            self._day = day
+            gone = self._store.forget_lines(self._too_old_ns)
+            if gone:
+                self._log.info("lines_forgotten", lines=gone)
+
+    @property
+    def _too_old_ns(self) -> int:
+        return self._pipeline.now_ns - round(self._kept.journal_max_days * NS_PER_DAY)
 
     def _tell_quality(self, line: Line, done: LineWork) -> None:
         for ours, official, repaired in map(msgspec.structs.astuple, done.mismatches):
@@ -105,11 +135,17 @@ class Committer:
         return LineCommit(
             line=line.name,
             rows=done.rows,
-            snapshot=line.engine.snapshot() if done.rows else None,
-            snapshot_seq=line.next_seq - 1,
+            snapshot=_snapshot_of(line) if _is_due(line, done, self._kept.snapshot_every) else None,
             model=line.model_key,
             messages=[self._message_of(draft) for draft in done.drafts],
+            prune=self._prune_of(line) if _is_due(line, done, PRUNE_EVERY) else None,
         )
+
+    def _prune_of(self, line: Line) -> Prune:
+        lines = sum(len(market.channels) for market in self._pipeline.markets.values())
+        share = self._kept.journal_max_bytes // lines // (ROW_BYTES + len(line.name))
+        floor = line.engine.reach + line.engine.model.epoch
+        return Prune(max(floor, min(self._kept.journal_keep, share)), floor, self._too_old_ns)
 
     def _message_of(self, draft: Draft) -> Message:
         if draft.receive_time_ns:
@@ -124,8 +160,6 @@ class Committer:
             self._metrics.candles_closed_total.labels(exchange, candle.origin).inc()
         for draft in done.drafts:
             self._metrics.signals_total.labels(exchange, draft.kind).inc()
-        if any(row.seq % PRUNE_EVERY == 0 for row in done.rows):
-            self._store.prune(line.name, keep_from_seq=line.next_seq - self._keep, keep_messages=self._keep)
 
     async def live(self) -> NoReturn:
         """Publish provisional signals of the markets that moved, at the configured pace, until cancelled."""
@@ -138,3 +172,13 @@ class Committer:
             for topic, payload in answers:
                 self._publisher.volatile(topic, topics.encode(payload))
                 self._metrics.live_total.labels(payload.exchange).inc()
+
+
+def _snapshot_of(line: Line) -> Snapshot:
+    return Snapshot(line.next_seq - 1, line.engine.snapshot())
+
+
+def _is_due(line: Line, done: LineWork, every: int) -> bool:
+    """Tell whether what a line does every so many ordinals falls due; not for all lines at the same minute."""
+    phase = zlib.crc32(line.name.encode())
+    return any((row.seq + phase) % every == 0 for row in done.rows)

@@ -4,7 +4,8 @@ The shell around `MarketPipeline`; what decides is there. `Keeper` keeps the mar
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import structlog
@@ -13,7 +14,7 @@ from config.load import ConfigError, Problem
 from config.schema import Feed
 from daemon import clock, topics, universe
 from daemon.calibrator import Calibrator
-from daemon.keeper import FUNDING_BEFORE_NS, Keeper
+from daemon.keeper import REFUSED_PAUSE_S, Keeper
 from daemon.line import Line
 from daemon.metrics import Metrics
 from daemon.pipeline import MarketPipeline, Pipeline
@@ -21,15 +22,14 @@ from daemon.source import Budgets, Source
 from daemon.store import Store
 from daemon.topics import AvailabilityState
 from daemon.universe import Change, Fate, NoSuchMarket
-from feeds.budget import AT_ONCE
+from daemon.uptake import Uptake
+from daemon.wires import Wires
+from feeds.budget import Priority
 from feeds.errors import RequestRefused
-from feeds.events import Event, Kline, Malformed, MarketTrade, MarkPrice
-from feeds.exchanges import CODECS
-from feeds.exchanges.base import Codec
+from feeds.events import Event, Malformed, MarketEvent
 from feeds.history import open_history
-from feeds.market import NS_PER_DAY, SEQ_PER_DAY, CandleSpec, Market
-from feeds.runner import FeedRunner
-from feeds.subscription import plan
+from feeds.kinds import kind_of
+from feeds.market import CandleSpec, Market
 from inference.engine import Phase
 
 SILENT_S = 60.0
@@ -38,49 +38,14 @@ REFUSED = "refused: "
 """How the reason of a connection begins that the exchange will not serve."""
 UNIVERSE_S = 3600.0
 """How often the exchange's list of contracts is looked at again."""
-_STANDING: Mapping[Fate, AvailabilityState] = {Fate.HALTED: "halted", Fate.DELISTED: "delisted"}
+LOOK_PAUSE_S = 60.0
+"""How soon after that at the earliest, where a connection was refused: a contract of it may be gone."""
+_STANDING: Mapping[Fate, AvailabilityState] = {
+    Fate.HALTED: "halted", Fate.DELISTED: "delisted", Fate.CHANGED: "changed", Fate.INCOMPARABLE: "changed",
+}  # fmt: skip
 """Fates in which no signal can come."""
-
-
-class Wire:
-    """The connections of one group of markets: the sink of its `FeedRunner`."""
-
-    def __init__(self, markets: list[MarketPipeline], desk: "Desk") -> None:
-        self.markets = markets
-        self.live = False
-        """Whether all streams are confirmed."""
-        self.reason = "connecting"
-        """Why not."""
-        self.losses = 0
-        self.stop = asyncio.Event()
-        self._desk = desk
-
-    def connected(self) -> None:
-        """Note that all streams are confirmed."""
-        self.live, self.reason = True, ""
-        for market in self.markets:
-            market.connected()
-        self._desk.connected()
-
-    def lost(self, reason: str) -> None:
-        """Note the connection's loss."""
-        self.live, self.reason = False, reason
-        self.losses += 1
-        for market in self.markets:
-            market.lost()
-        self._desk.count_loss()
-
-    def hindered(self, reason: str) -> None:
-        """Note what stands in the way now."""
-        self.reason = reason
-
-    def rolled_over(self, lost: int) -> None:
-        """Count a replaced connection and what came on neither."""
-        self._desk.count_rollover(lost)
-
-    def events(self, events: list[Event]) -> None:
-        """Pass a frame's events on."""
-        self._desk.events(events)
+_LASTING = (Fate.DELISTED, Fate.INCOMPARABLE)
+"""Fates in which a market is let go of."""
 
 
 class Desk:
@@ -103,18 +68,18 @@ class Desk:
         self.settled = asyncio.Event()
         """Set once the markets are taken up, or it is known that this must wait for the exchange."""
         self.reconnects = 0
-        self.waiting = 0
-        """Markets still to be taken up."""
-        self._wires: list[Wire] = []
         self._fates: dict[str, Change] = {}
+        self._look_soon = asyncio.Event()
         self._calibrator: Calibrator | None = None
         self._pipeline, self._store, self._metrics, self._moved = pipeline, store, metrics, moved
-        self._codec = CODECS[feed.exchange]
         self._log = structlog.get_logger().bind(exchange=feed.exchange)
         budget = (budgets or Budgets(store)).of(feed.exchange, feed.rest_url)
-        self._proxy = feed.proxy.get_secret_value() if feed.proxy else None
-        self._history = open_history(feed.exchange, feed.rest_url, budget, self._proxy)
+        proxy = feed.proxy.get_secret_value() if feed.proxy else None
+        self._kind = kind_of(feed.exchange, ws_url=feed.ws_url, rest_url=feed.rest_url, proxy=proxy)
+        self._wires = Wires(self._kind, self.specs, self, self._log, copies=2 if feed.redundant else 1)
+        self._history = open_history(feed.exchange, feed.rest_url, budget, proxy)
         self._source = Source(self._history, self._log, hindered=self.settled.set)
+        self._uptake = Uptake(self._source, store, self._log, taken=self._taken)
         self._keeper = Keeper(
             self._source, metrics, self._log, exchange=self.exchange, unbroken=self._unbroken, moved=moved
         )
@@ -133,12 +98,11 @@ class Desk:
                 self._calibrator = self._new_calibrator(self._choose(markets, "calibrate_on"))
             taken = [self._add(market, now_ns) for market in self._choose(markets, "symbols")]
             async with asyncio.TaskGroup() as group:
-                self._wire_up(taken, group)
                 group.create_task(self._hang_up(stop), name=f"stop {self.exchange}")
                 if self._calibrator:
                     revising = self._calibrator.run(lambda: (c.line for m in self.markets for c in m.channels.values()))
                     group.create_task(revising, name=f"calibrate {self.exchange}")
-                await self._take_up(taken, now_ns)
+                self._admit(taken, now_ns, group)
                 group.create_task(self._keeper.run(self.markets, lambda: self.live, stop), name=f"keep {self.exchange}")
                 group.create_task(self._look_again(group), name=f"universe {self.exchange}")
         finally:
@@ -147,39 +111,7 @@ class Desk:
     async def _hang_up(self, stop: asyncio.Event) -> None:
         """Close the connections politely when we are asked to end."""
         await stop.wait()
-        for wire in self._wires:
-            wire.stop.set()
-
-    # ---- connections
-
-    def _wire_up(self, markets: list[MarketPipeline], group: asyncio.TaskGroup) -> None:
-        """Spread markets over as few connections as the exchange's limits allow, with head-room, and listen."""
-        families: dict[str, dict[str, int]] = {}
-        by_symbol = {m.market.symbol: m for m in markets}
-        for symbol, m in by_symbol.items():
-            families.setdefault(self._codec.family(m.market), {})[symbol] = self._new_codec([m.market]).load
-        for loads in families.values():
-            for symbols in plan(loads, capacity=self._codec.capacity):
-                wire = Wire([by_symbol[symbol] for symbol in symbols], self)
-                self._wires.append(wire)
-                group.create_task(self._runner(wire).run(wire.stop), name=f"feed {self.exchange}")
-
-    def _runner(self, wire: Wire) -> FeedRunner:
-        markets = [m.market for m in wire.markets]
-        return FeedRunner(
-            codec_factory=lambda: self._new_codec(markets),
-            url=self._new_codec(markets).url(self.feed.ws_url),
-            sink=wire,
-            now_ns=clock.now_ns,
-            rng=clock.rng(),
-            log=self._log,
-            copies=2 if self.feed.redundant else 1,
-            proxy=self._proxy,
-            hindered=wire.hindered,
-        )
-
-    def _new_codec(self, markets: list[Market]) -> Codec:
-        return self._codec(markets, {market.symbol: self.specs for market in markets})
+        self._wires.stop()
 
     # ---- taking up
 
@@ -196,70 +128,43 @@ class Desk:
         if (market.exchange, market.symbol) in self._pipeline.markets:
             key = f"feeds[{self.number}].symbols"
             raise ConfigError([Problem(key, f"{market.symbol} is in another feed of {self.exchange} already", None)])
-        pipeline = self._pipeline.add(market, self._codec.traits)
+        pipeline = self._pipeline.add(market, self._kind.traits)
         pipeline.clock.set(now_ns)
+        if not market.trading:
+            self._fates[market.symbol] = Change(Fate.HALTED, market, universe.HALTED)
         for spec in self.specs:
             pipeline.add(
                 spec,
                 self._pipeline.model,
-                has_kline=self._codec.has_kline(spec),
+                has_kline=self._kind.has_kline(spec),
                 by_exchange=self.feed.close == "exchange",
                 revisions=self._calibrator.book(spec) if self._calibrator else None,
             )
         return pipeline
 
+    def _admit(self, pipelines: list[MarketPipeline], now_ns: int, group: asyncio.TaskGroup) -> None:
+        """Listen to markets and take them up."""
+        self._wires.connect(pipelines, group)
+        self._uptake.expect(pipelines)
+        group.create_task(self._take_up(pipelines, now_ns), name=f"take up {self.exchange}")
+
     async def _take_up(self, pipelines: list[MarketPipeline], now_ns: int) -> None:
-        """Bring the markets' lines to where they were left, in the configured order, a few at a time."""
-        self.waiting += len(pipelines)
-        queue = iter(pipelines)
+        """Take markets up; those whose history the exchange refuses, again and again."""
+        while True:
+            pipelines = await self._uptake.take(pipelines, now_ns)
+            self._log.info("markets_taken_up", markets=len(self.markets), candles=self.feed.candles)
+            self.settled.set()
+            if not pipelines:
+                return
+            await asyncio.sleep(REFUSED_PAUSE_S)
 
-        async def take() -> None:
-            for pipeline in queue:
-                await self._begin(pipeline, [channel.line for channel in pipeline.channels.values()], now_ns)
-                self.waiting -= 1
-                self.markets.append(pipeline)
-                self._moved()
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(AT_ONCE):
-                group.create_task(take())
-        self._log.info("markets_taken_up", markets=len(self.markets), candles=self.feed.candles)
-        self.settled.set()
-
-    async def _begin(self, pipeline: MarketPipeline, lines: list[Line], now_ns: int) -> None:
-        """Bring one market's lines to where the store left them, or to where their folds begin."""
-        earliest_ns = now_ns - NS_PER_DAY
-        for line in lines:
-            if line.spec.by_time:
-                first = line.first_needed(line.spec.seq_at(now_ns), self._store.stream_seq(line.name))
-                earliest_ns = min(earliest_ns, first * line.spec.interval_ns)
-        start_ns = earliest_ns - FUNDING_BEFORE_NS
-        settled = await self._source.insist(lambda: self._history.funding(pipeline.market, start_ns=start_ns))
-        pipeline.settle_funding(settled, now_ns)
-        for line in lines:
-            self._begin_line(line, now_ns)
-        self._begin_stitch(pipeline)
-
-    def _begin_line(self, line: Line, now_ns: int) -> None:
-        stream_seq = self._store.stream_seq(line.name)
-        snapshot = self._store.snapshot(line.name, line.model_key)
-        if not line.spec.by_time:
-            yesterday = now_ns // NS_PER_DAY - 1
-            journal = self._store.journal(line.name, yesterday * SEQ_PER_DAY)
-            line.begin_events(stream_seq=stream_seq, first_day=yesterday, journal=journal, snapshot=snapshot)
-            return
-        newest_seq = line.spec.seq_at(now_ns)
-        line.begin(
-            newest_seq=newest_seq,
-            stream_seq=stream_seq,
-            journal=self._store.journal(line.name, line.first_needed(newest_seq, stream_seq)),
-            snapshot=snapshot,
-        )
-
-    def _begin_stitch(self, pipeline: MarketPipeline) -> None:
-        starts_ns = [c.line.next_open_ns for c in pipeline.channels.values() if not c.has_kline]
-        if starts_ns:
-            pipeline.stitch_from(min(starts_ns))
+    def _taken(self, pipeline: MarketPipeline) -> None:
+        """Go on with a market that is where it was left."""
+        fate = self._fates.get(pipeline.market.symbol)
+        if fate and fate.fate is Fate.CHANGED:
+            del self._fates[pipeline.market.symbol]
+        self.markets.append(pipeline)
+        self._moved()
 
     def _uncalibrated(self, line: Line) -> str:
         """Say which day's calibration a line waits for, and what is in the way."""
@@ -288,47 +193,54 @@ class Desk:
     # ---- the universe
 
     async def _look_again(self, group: asyncio.TaskGroup) -> None:
-        """Look at the exchange's contracts again and again, and take up what has changed."""
+        """Look at the exchange's contracts again and again, and follow what has changed."""
         while True:
-            await asyncio.sleep(UNIVERSE_S)
+            # No `wait_for`: up to Python 3.11 it may swallow a cancellation.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(UNIVERSE_S):
+                    await self._look_soon.wait()
+            self._look_soon.clear()
             try:
                 await self.look(group)
             except RequestRefused as error:
                 self._log.error("universe_refused", reason=str(error))
+            await asyncio.sleep(min(LOOK_PAUSE_S, UNIVERSE_S))
 
     async def look(self, group: asyncio.TaskGroup) -> None:
-        """Look at the exchange's contracts, and take up what has changed."""
-        now = await self._source.insist(self._history.markets)
-        now_ns = await self._source.insist(self._history.time_ns)
-        taken = [m.market for m in self.markets]
-        fresh: list[Market] = []
-        for change in universe.changes(taken, now, self.feed.symbols):
-            if self._fates.get(change.market.symbol) == change:
-                continue
-            self._log.warning("market_" + change.fate, market=change.market.symbol, reason=change.reason)
-            self._fates[change.market.symbol] = change
-            if change.fate in (Fate.LISTED, Fate.CHANGED):
-                fresh.append(change.market)
-        if not fresh:
-            return
-        for market in fresh:
-            self._drop(market.symbol, group)
-        added = [self._add(market, now_ns) for market in fresh]
-        self._wire_up(added, group)
-        await self._take_up(added, now_ns)
+        """Look at the exchange's contracts, and follow what has changed."""
+        now = await self._source.insist(self._history.markets, Priority.REPAIR)
+        now_ns = await self._source.insist(self._history.time_ns, Priority.REPAIR)
+        self._moved()
+        await asyncio.sleep(0)  # what has been decided for a market is committed before it is let go of
+        waiting = [pipeline.market for pipeline, _ in self._uptake.waiting.values()]
+        lost = [fate.market for fate in self._fates.values() if fate.fate is Fate.INCOMPARABLE]
+        known = [m.market for m in self.markets] + waiting + lost
+        found = {change.market.symbol: change for change in universe.changes(known, now, self.feed.symbols)}
+        for symbol in [symbol for symbol, fate in self._fates.items() if fate.fate is Fate.HALTED]:
+            if symbol not in found:
+                self._log.info("market_resumed", market=symbol)
+                del self._fates[symbol]
+        if fresh := [change.market for change in found.values() if self._follow(change)]:
+            self._admit([self._add(market, now_ns) for market in fresh], now_ns, group)
 
-    def _drop(self, symbol: str, group: asyncio.TaskGroup) -> None:
-        """Let go of a market that is to be taken up anew; its neighbours on the connection get another."""
-        wire = next((w for w in self._wires if symbol in {m.market.symbol for m in w.markets}), None)
-        if wire is None:
-            return
-        wire.stop.set()
-        self._wires.remove(wire)
-        stays = [m for m in wire.markets if m.market.symbol != symbol]
-        for pipeline in stays:
-            pipeline.lost()
-        if stays:
-            self._wire_up(stays, group)
+    def _follow(self, change: Change) -> bool:
+        """Follow a change; tell whether its market is to be taken up."""
+        symbol, known = change.market.symbol, self._fates.get(change.market.symbol)
+        is_elsewhere = change.fate is Fate.LISTED and (self.exchange, symbol) in self._pipeline.markets
+        if is_elsewhere or (known and (known.fate, known.reason) == (change.fate, change.reason)):
+            return False
+        self._log.warning("market_" + change.fate, market=symbol, reason=change.reason)
+        self._fates[symbol] = change
+        if change.fate in (Fate.CHANGED, *_LASTING):
+            self._drop(symbol)
+        if change.fate is Fate.LISTED:
+            del self._fates[symbol]
+        return change.fate in (Fate.LISTED, Fate.CHANGED)
+
+    def _drop(self, symbol: str) -> None:
+        """Let go of a market."""
+        self._wires.disconnect(symbol)
+        self._uptake.forget(symbol)
         self.markets[:] = [m for m in self.markets if m.market.symbol != symbol]
         self._pipeline.remove(self.exchange, symbol)
 
@@ -338,21 +250,27 @@ class Desk:
         """Have the exchange's clock asked: it has moved on while a connection was away."""
         self._keeper.ask_clock_soon()
 
-    def count_loss(self) -> None:
+    def lost(self, reason: str) -> None:
         """Count the loss of a connection."""
         self.reconnects += 1
         self._metrics.gaps_total.labels(self.exchange).inc()
+        self.hindered(reason)
 
-    def count_rollover(self, lost: int) -> None:
+    def hindered(self, reason: str) -> None:
+        """Look at the exchange's contracts where it refuses a stream: one that is gone takes its neighbours along."""
+        if reason.startswith((REFUSED, "not subscribed")) and not reason.startswith(REFUSED + "HTTP"):
+            self._look_soon.set()
+
+    def rolled_over(self, lost: int) -> None:
         """Count a connection that was replaced, and the trades that came neither on it nor on the next."""
         self._metrics.rollovers_total.labels(self.exchange).inc()
         self._metrics.rollover_lost_trades_total.labels(self.exchange).inc(lost)
 
     def events(self, events: list[Event]) -> None:
         """Pass market events on and count the rest."""
-        known: list[MarketTrade | MarkPrice | Kline] = []
+        known: list[MarketEvent] = []
         for event in events:
-            if isinstance(event, MarketTrade | MarkPrice | Kline):
+            if isinstance(event, MarketEvent):
                 known.append(event)
             elif isinstance(event, Malformed):
                 self._metrics.malformed_total.labels(self.exchange, event.kind).inc()
@@ -364,39 +282,54 @@ class Desk:
     @property
     def live(self) -> bool:
         """Whether every connection has its streams confirmed."""
-        return bool(self._wires) and all(wire.live for wire in self._wires)
+        return self._wires.live
 
     @property
     def reason(self) -> str:
         """Why not; empty when live."""
-        obstacle = self._source.obstacle or "starting"
-        return next((wire.reason for wire in self._wires if not wire.live), "" if self._wires else obstacle)
-
-    def _wire_of(self, market: MarketPipeline) -> Wire | None:
-        return next((wire for wire in self._wires if market in wire.markets), None)
-
-    def _unbroken(self, market: MarketPipeline) -> int | None:
-        wire = self._wire_of(market)
-        return wire.losses if wire and wire.live else None
+        said = self._wires.reason
+        return self._source.obstacle or "starting" if said is None else said
 
     @property
-    def awaited(self) -> list[Market]:
-        """Markets that the configuration names and that are not taken up yet; only their names are known."""
-        taken = {pipeline.market.symbol for pipeline in self.markets}
-        named = [s for s in self.feed.symbols if not universe.is_pattern(s) and s not in taken]
+    def waiting(self) -> int:
+        """How many markets are still to be taken up or warmed up."""
+        lines = ((channel.line for channel in market.channels.values()) for market in self.markets)
+        return len(self._uptake.waiting) + sum(any(line.engine.phase is not Phase.READY for line in of) for of in lines)
+
+    def _unbroken(self, market: MarketPipeline) -> int | None:
+        wire = self._wires.of(market.market.symbol)
+        return wire.losses if wire and wire.live else None
+
+    def standings(self) -> Iterator[tuple[Market, AvailabilityState, str]]:
+        """Say of every market that is known whether its signals can be relied on, and why not."""
+        for pipeline in [*self.markets, *(pipeline for pipeline, _ in self._uptake.waiting.values())]:
+            yield pipeline.market, *self.availability(pipeline)
+        for fate in self._fates.values():
+            if fate.fate in _LASTING:
+                yield fate.market, _STANDING[fate.fate], fate.reason
+        for market in self._awaited():
+            yield market, "stale", self.reason
+
+    def _awaited(self) -> list[Market]:
+        """Return markets that the configuration names while nothing but their names is known."""
+        known = {*(m.market.symbol for m in self.markets), *self._uptake.waiting, *self._fates}
+        named = [s for s in self.feed.symbols if not universe.is_pattern(s) and s not in known]
         return [Market(exchange=self.exchange, symbol=s, native="", price_decimals=0, size_decimals=0) for s in named]
 
     def availability(self, market: MarketPipeline) -> tuple[AvailabilityState, str]:
         """Say whether a market's signals can be relied on, and why not."""
-        fate = self._fates.get(market.market.symbol)
+        symbol = market.market.symbol
+        fate = self._fates.get(symbol)
         if fate and fate.fate in _STANDING:
             return _STANDING[fate.fate], fate.reason
         if self._source.forbidden:
             return "refused", self._source.obstacle
-        wire = self._wire_of(market)
+        wire = self._wires.of(symbol)
         if wire is None or not wire.live:
             reason = wire.reason if wire else self.reason
             return ("refused" if reason.startswith(REFUSED) else "stale"), reason
+        if symbol in self._uptake.waiting:
+            return "warming", self._uptake.waiting[symbol][1]
         lines = [channel.line for channel in market.channels.values()]
         final_ns = market.clock.now_ns - self._history.settle_ns
         for line in lines:

@@ -60,10 +60,8 @@ class Reporter:
             if markets != (markets := sum(len(desk.markets) for desk in self._desks)):
                 self._publisher.retain(f"{self._base}/info", topics.encode(self.info()))
             for desk in self._desks:
-                for pipeline in desk.markets:
-                    self._say(pipeline.market, *desk.availability(pipeline))
-                for market in desk.awaited:
-                    self._say(market, "stale", desk.reason)
+                for standing in desk.standings():
+                    self._say(*standing)
             if now_s >= health_s:
                 health_s = now_s + HEALTH_S
                 self._publisher.retain(f"{self._base}/health", topics.encode(self.health()))
@@ -92,8 +90,8 @@ class Reporter:
     def say_offline(self) -> None:
         """Say of every market that nothing more will come."""
         for desk in self._desks:
-            for pipeline in desk.markets:
-                self._say(pipeline.market, "offline", "stopped")
+            for market, _, _ in desk.standings():
+                self._say(market, "offline", "stopped")
 
     def info(self) -> Info:
         """Return what runs."""
@@ -114,6 +112,7 @@ class Reporter:
                 for desk in self._desks
                 for m in desk.markets
             ],
+            stores_set_aside=self._store.set_aside,
         )
 
     def health(self) -> Health:

@@ -1,7 +1,9 @@
 """Keep a feed's markets whole: fill holes, bring funding up to date, compare candles with the exchange's own."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from structlog.typing import FilteringBoundLogger
 
@@ -25,8 +27,20 @@ CLOCK_POLL_S = 5.0
 """How often the exchange's clock is asked while its websocket is away."""
 REFUSED_PAUSE_S = 60.0
 """How long a market rests after the exchange refused a request of ours for it."""
+MANY = 20
+"""From so many markets on, settled funding is asked for in one list where the exchange has one."""
+UNFILLED_PAUSE_S, UNFILLED_CAP_S = 0.5, 15.0
+"""How long to leave a hole alone that an answer has not made smaller, doubled each time: the market may be halted."""
 FUNDING_BEFORE_NS = 2 * NS_PER_DAY
 """How much older than the fold the funding history begins: enough to know its interval."""
+
+
+class _Unfilled(NamedTuple):
+    """A hole for which the exchange had nothing."""
+
+    seq: int
+    pause_s: float
+    until_s: float
 
 
 class Keeper:
@@ -47,10 +61,15 @@ class Keeper:
         self._unbroken, self._moved = unbroken, moved
         self._history = source.history
         self._single_holes: dict[str, int] = {}
+        self._unfilled: dict[str, _Unfilled] = {}
         self._rests_until_s: dict[str, float] = {}
         self._busy: set[str] = set()
         self._audited: dict[str, int] = {}
         self._clock_asked_s = 0.0
+        self._apart = False
+        """Whether the exchange serves settled funding market by market only."""
+        self._together: set[str] = set()
+        """Markets for which it is being asked for in one list."""
 
     def ask_clock_soon(self) -> None:
         """Ask the exchange's clock in the next round: it has moved on while a connection was away."""
@@ -62,16 +81,20 @@ class Keeper:
             while not stop.is_set():
                 if any(market.clock.disputed for market in markets) or not self._clock_asked_s or not live():
                     await self._ask_clock(markets)
+                due = [market for market in markets if self._funding_due(market)]
+                if len(due) >= MANY and not self._apart:
+                    self._together.update(market.market.symbol for market in due)
+                    group.create_task(self._fetch_fundings(due), name=f"funding {self._exchange}")
                 for market in markets:
                     symbol = market.market.symbol
                     rests = self._rests_until_s.get(symbol, 0.0) > clock.monotonic_s()
                     if symbol not in self._busy and not rests and self._wanting(market):
                         self._busy.add(symbol)
                         group.create_task(self._look_after(market), name=f"repair {symbol}")
-                try:
-                    await asyncio.wait_for(stop.wait(), max(REPAIR_POLL_S, REPAIR_POLL_PER_MARKET_S * len(markets)))
-                except TimeoutError:
-                    continue
+                # No `wait_for`: up to Python 3.11 it swallows a cancellation that comes together with `stop`.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(REPAIR_POLL_S, REPAIR_POLL_PER_MARKET_S * len(markets))):
+                        await stop.wait()
 
     async def _ask_clock(self, markets: Sequence[MarketPipeline]) -> None:
         if clock.monotonic_s() - self._clock_asked_s < CLOCK_POLL_S:
@@ -108,7 +131,8 @@ class Keeper:
     # ---- funding
 
     def _funding_due(self, market: MarketPipeline) -> bool:
-        return market.funding.asked_at_ns < market.funding.due_ns(market.clock.now_ns)
+        is_due = market.funding.asked_at_ns < market.funding.due_ns(market.clock.now_ns)
+        return is_due and market.market.symbol not in self._together
 
     async def _fetch_funding(self, market: MarketPipeline) -> None:
         now_ns = market.clock.now_ns
@@ -116,6 +140,18 @@ class Keeper:
         ask = self._history.funding
         settled = await self._source.insist(lambda: ask(market.market, start_ns=start_ns), Priority.REPAIR)
         market.settle_funding(settled, now_ns)
+        self._moved()
+
+    async def _fetch_fundings(self, markets: list[MarketPipeline]) -> None:
+        """Fetch the settled funding of many markets at once: it is due for all of them at the same time."""
+        asked_ns = [market.clock.now_ns for market in markets]
+        start_ns = min(market.funding.newest_ns or market.clock.now_ns - FUNDING_BEFORE_NS for market in markets) + 1
+        settled = await self._source.insist(lambda: self._history.fundings(start_ns=start_ns), Priority.REPAIR)
+        self._apart = settled is None
+        self._together.difference_update(market.market.symbol for market in markets)
+        for market, now_ns in zip(markets, asked_ns, strict=True):
+            if settled is not None:
+                market.settle_funding(settled.get(market.market.native, []), now_ns)
         self._moved()
 
     # ---- candles
@@ -128,7 +164,16 @@ class Keeper:
         elif hole[0] == hole[1] and self._single_holes.get(line.name) != hole[0]:
             self._single_holes[line.name] = hole[0]
             return None
-        return hole
+        unfilled = self._unfilled.get(line.name)
+        rests = hole and unfilled and unfilled.seq == hole[0] and clock.monotonic_s() < unfilled.until_s
+        return None if rests else hole
+
+    def _note_unfilled(self, line: Line, seq: int) -> None:
+        """Leave the hole that begins at `seq` alone for a while if the answer brought nothing."""
+        before = self._unfilled.pop(line.name, None)
+        if line.missing(seq * line.spec.interval_ns):
+            pause_s = min(2 * before.pause_s, UNFILLED_CAP_S) if before and before.seq == seq else UNFILLED_PAUSE_S
+            self._unfilled[line.name] = _Unfilled(seq, pause_s, clock.monotonic_s() + pause_s)
 
     async def _fetch_candles(self, market: MarketPipeline, line: Line) -> None:
         hole = self._hole(market, line)
@@ -143,6 +188,7 @@ class Keeper:
             Priority.REPAIR if was_ready else Priority.WARM_UP,
         )
         line.backfill(candles, hole, asked_ns, by_hand=was_ready)
+        self._note_unfilled(line, hole[0])
         if was_ready and candles:
             self._metrics.repairs_total.labels(self._exchange).inc()
             self._log.info("hole_filled", market=line.market.symbol, candles=line.spec.text, rows=len(candles))
@@ -156,7 +202,9 @@ class Keeper:
         if market.traits.kline_patience_ns or not line.next_seq or line.engine.phase is not Phase.READY:
             return None
         final = line.spec.seq_at(market.clock.now_ns - self._history.settle_ns)
-        first = self._audited.setdefault(line.name, line.next_seq - 1) + 1
+        if line.name not in self._audited:  # it may have been stopped before its newest candles were compared
+            self._audited[line.name] = line.first_own() - 1
+        first = self._audited[line.name] + 1
         last = min(line.next_seq - 1, final)
         return (max(first, last - PAGE_ROWS + 1), last) if last >= first else None
 

@@ -7,6 +7,7 @@ follows waits behind it, and `missing` says what to ask the exchange for.
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -27,6 +28,13 @@ class Ordinal(msgspec.Struct, frozen=True):
 
     seq: int
     candle: Candle | None
+
+
+class Snapshot(NamedTuple):
+    """A line's state after the candle `seq`."""
+
+    seq: int
+    state: bytes
 
 
 class Draft(msgspec.Struct, frozen=True):
@@ -92,6 +100,7 @@ class Line:
         self.market, self.spec, self.engine, self.funding = market, spec, engine, funding
         self.key = (market.exchange, market.symbol)
         self.name = f"{market.exchange}|{market.symbol}|{spec}"
+        self.base_topic = base_topic
         self.topic = topics.spec_topic(base_topic, market, spec, "signal")
         self.next_seq = 0
         """The ordinal that is folded next; 0 until `begin`."""
@@ -129,11 +138,19 @@ class Line:
         after = stream_seq + 1 if stream_seq is not None else newest_seq
         return self.engine.fold_start(min(max(after, newest_seq - self.engine.model.epoch + 1), newest_seq))
 
-    def begin(self, *, newest_seq: int, stream_seq: int | None, journal: list[Ordinal], snapshot: bytes | None) -> None:
+    def begin(
+        self,
+        *,
+        newest_seq: int,
+        stream_seq: int | None,
+        journal: list[Ordinal],
+        snapshots: Sequence[Snapshot] = (),
+    ) -> None:
         """Take up a time line where it was left, or where the fold for its newest closed candle begins.
 
         `newest_seq`: the newest candle that has closed by the exchange's clock. `stream_seq`: the newest ordinal that
-        has a message. At most one epoch is made up for; what lies before it becomes one gap message.
+        has a message. At most one epoch is made up for; what lies before it becomes one gap message. Of `snapshots`,
+        newest first, the first that can be used saves folding the journal's rows up to it.
         """
         after = stream_seq + 1 if stream_seq is not None else newest_seq
         self.publish_from = max(after, newest_seq - self.engine.model.epoch + 1)
@@ -145,19 +162,24 @@ class Line:
         if stream_seq is not None:
             self._owe(after, self.publish_from, "absent_too_long")
         if contiguous:
-            self._replay(rows, snapshot)
+            self._replay(rows, snapshots)
         self._take_what_waits()
 
-    def _replay(self, rows: list[Ordinal], snapshot: bytes | None) -> None:
-        restored = snapshot is not None and self._restored(snapshot)
+    def _replay(self, rows: list[Ordinal], snapshots: Sequence[Snapshot]) -> None:
+        known_to = self._restore(snapshots, rows[0].seq - 1, rows[-1].seq)
         for row in rows:
-            if not restored and (row.seq > self.next_seq or self.engine.calibration(row.seq) is None):
-                self._waiting[row.seq] = (row, Cause(0))  # folded once the revision of its day is known
-                continue
-            if not restored:
+            if known_to is None or row.seq > known_to:
+                if row.seq > self.next_seq or self.engine.calibration(row.seq) is None:
+                    self._waiting[row.seq] = (row, Cause(0))  # folded once the revision of its day is known
+                    continue
                 self._advance(row)
             self._remember(row)
         self.drain()
+
+    def _restore(self, snapshots: Sequence[Snapshot], first: int, last: int) -> int | None:
+        """Take over the first usable snapshot of an ordinal from `first` to `last`; return that, or None."""
+        within = (snapshot for snapshot in snapshots if first <= snapshot.seq <= last)
+        return next((snapshot.seq for snapshot in within if self._restored(snapshot.state)), None)
 
     def _take_what_waits(self) -> None:
         """Fold what has closed before the line was taken up, and forget what lies behind it."""
@@ -169,7 +191,7 @@ class Line:
         try:
             self.engine.restore(snapshot)
         except ValueError:
-            return False  # another model or layout wrote it: the journal says the same
+            return False  # another layout wrote it: the journal says the same
         return True
 
     def begin_events(
@@ -178,15 +200,20 @@ class Line:
         stream_seq: int | None,
         first_day: int,
         journal: Sequence[Ordinal] = (),
-        snapshot: bytes | None = None,
+        snapshots: Sequence[Snapshot] = (),
     ) -> None:
         """Take up an event line where it was left, or at the beginning of `first_day`.
 
         Candles are numbered within the UTC day, so the trades of a day are always read from its start. `journal` is the
-        line's since `first_day`, `snapshot` the state after it. Without them messages begin a day later, as the state
-        for a day's candles asks for the day before; unless the market was listed on `first_day`.
+        line's since `first_day`, `snapshots` states after candles of it, newest first. Without one that can be used the
+        fold begins with the day, and messages a day later, as the state for a day's candles asks for the day before;
+        unless the market was listed on `first_day`.
         """
-        if journal and snapshot is not None and self._restored(snapshot):
+        known_to = self._restore(snapshots, journal[0].seq, journal[-1].seq) if journal else None
+        if known_to is not None:
+            for row in journal:
+                if row.seq > known_to:
+                    self._advance(row)
             self.next_seq = journal[-1].seq + 1
             self.publish_from = self.next_seq if stream_seq is None else stream_seq + 1
             self._take_what_waits()
@@ -198,6 +225,8 @@ class Line:
         if stream_seq is not None:
             self.publish_from = max(stream_seq + 1, self.publish_from)
             self._owe(stream_seq + 1, self.publish_from, "absent_too_long")
+        if journal and journal[0].seq == self.next_seq:
+            self._waiting |= {row.seq: (row, Cause(0)) for row in journal}
         self._take_what_waits()
 
     def begin_with_first(self) -> None:
@@ -287,6 +316,11 @@ class Line:
         self.next_seq = row.seq + 1
         if row.candle is not None:
             self.newest_ns = row.candle.close_time_ns
+
+    def first_own(self) -> int:
+        """Return the oldest ordinal at hand whose candle is of our own making; the next one where there is none."""
+        own = (row.seq for row in self._history if row.candle and row.candle.origin is Origin.TRADES)
+        return next(own, self.next_seq)
 
     def audit(self, official: Candle) -> bool:
         """Set a folded candle against the exchange's; on a difference repair journal and state.

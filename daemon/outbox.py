@@ -1,7 +1,8 @@
-"""What becomes of signals that wait too long for the broker: a line's oldest are merged into one `gap` message. Pure.
+"""What becomes of messages: pending, in flight, acknowledged; and merged or forgotten past their bounds. Pure.
 
-They can be recomputed by whoever has the candles; feed and model go on. Bounds are in hours of the exchange's time, in
-rows and in bytes.
+Of signals that wait too long for the broker a line's oldest are merged into one `gap` message: they can be recomputed
+by whoever has the candles; feed and model go on. Delivered ones are kept for whoever asks for them again, and the
+oldest are forgotten first. Bounds are in hours of the exchange's time, in rows and in bytes.
 """
 
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ SLACK = 0.9
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """How much may wait."""
+    """How much may wait, or is kept."""
 
     age_ns: int
     rows: int
@@ -39,12 +40,68 @@ class Load(NamedTuple):
     """Exchange's time of the oldest; 0 where nothing waits."""
 
 
+class Sent(NamedTuple):
+    """What the policy needs to know of a delivered row."""
+
+    row: int
+    time_ns: int
+    size_bytes: int
+
+
 class Waiting(NamedTuple):
     """What the policy needs to know of a row."""
 
     row: int
     line: str
     size_bytes: int
+
+
+class Window:
+    """Which rows are pending, in flight or acknowledged, over one connection after another.
+
+    A row is pending until it is handed to a connection, in order and at most `size` at a time; then it is in flight
+    until the broker acknowledges it. What was in flight when a connection ended is pending again on the next.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.cursor = 0
+        """The newest row handed to this connection: what is pending lies behind it."""
+        self.sent_to = 0
+        """The newest row ever handed to a connection: up to here rows may have arrived."""
+        self._size = size
+        self._in_flight: set[int] = set()
+        self._acknowledged: list[int] = []
+
+    @property
+    def room(self) -> int:
+        """How many rows may be handed over now."""
+        return self._size - len(self._in_flight)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is in flight."""
+        return not self._in_flight
+
+    def begin(self) -> None:
+        """Begin with a new connection."""
+        self.cursor = 0
+        self._in_flight.clear()
+
+    def sent(self, row: int) -> None:
+        """Note that a row was handed over."""
+        self.cursor = row
+        self.sent_to = max(self.sent_to, row)
+        self._in_flight.add(row)
+
+    def acknowledge(self, row: int) -> None:
+        """Note the broker's word for a row, on whichever connection it was sent."""
+        self._in_flight.discard(row)
+        self._acknowledged.append(row)
+
+    def take_acknowledged(self) -> list[int]:
+        """Hand over what was acknowledged since the last call, to be written down."""
+        rows, self._acknowledged = self._acknowledged, []
+        return rows
 
 
 def exceeded(load: Load, limits: Limits, now_ns: int) -> bool:
@@ -75,6 +132,17 @@ def cut(oldest_first: Iterable[Waiting], load: Load, limits: Limits) -> int:
             rows, size_bytes = rows - 1, size_bytes - waiting.size_bytes
         merged.add(waiting.line)
     return last
+
+
+def surplus(oldest_first: Iterable[Sent], load: Load, limits: Limits, now_ns: int) -> list[Sent]:
+    """Return the delivered rows to be forgotten so that the bounds are kept; `load` is that of all of them."""
+    rows, size_bytes, gone = load.rows, load.size_bytes, list[Sent]()
+    for sent in oldest_first:
+        if not exceeded(Load(rows, size_bytes, sent.time_ns), limits, now_ns):
+            break
+        rows, size_bytes = rows - 1, size_bytes - sent.size_bytes
+        gone.append(sent)
+    return gone
 
 
 class _Known(msgspec.Struct):

@@ -111,20 +111,30 @@ class MarketPipeline:
         self.last_event_ns = trade.receive_time_ns
         if not self.clock.believes("trade", trade.event_time_ns):
             self.counts["future"] += 1
+            self._passed_over()
             return
         verdict = self._sequence.take(trade)
         self.counts[verdict] += 1
         cause = Cause(trade.event_time_ns, trade.receive_time_ns)
-        # Out of place and not a repetition: it belongs to a candle that has gone on without it.
-        displaced = verdict is Verdict.PAST and self.traits.identity is Identity.UNIQUE
-        if verdict is Verdict.GAP or displaced:
-            for channel in self.channels.values():
-                if channel.has_kline:
-                    channel.closer.lose()
-        if verdict in (Verdict.NEXT, Verdict.GAP):
+        if verdict is Verdict.GAP:
+            self._lose()
+        elif verdict is Verdict.PAST:
+            self._passed_over()
+        if verdict is Verdict.NEXT or verdict is Verdict.GAP:
             self._ordered(self._order.add(trade), cause)
         if self.stitch:
             self._stitched(self.stitch.trade(trade), cause)
+
+    def _passed_over(self) -> None:
+        """Note that a candle goes on without a trade; where trades are numbered, the next one shows it."""
+        if self.traits.identity is not Identity.NUMBERED:
+            self._order.clear()
+            self._lose()
+
+    def _lose(self) -> None:
+        for channel in self.channels.values():
+            if channel.has_kline:
+                channel.closer.lose()
 
     def _ordered(self, trades: Iterable[Trade], cause: Cause) -> None:
         for trade in trades:
@@ -169,12 +179,14 @@ class MarketPipeline:
     def _time(self, cause: Cause) -> None:
         self._ordered(self._order.until(cause.event_time_ns), cause)
         for channel in self.channels.values():
-            if self._seen:
+            if self._seen and channel.has_kline:  # a stitch says for itself from where on it has all
                 channel.closer.see(cause.event_time_ns)
             if channel.has_kline or (self.stitch and self.stitch.wants is None):
                 self._offer(channel, channel.closer.time(cause.event_time_ns), cause)
 
     def _offer(self, channel: Channel, closed: Sequence[Candle], cause: Cause) -> None:
+        if not closed:
+            return  # only what closes can differ
         for own, official in channel.closer.take_mismatches():
             self.counts["mismatch"] += 1
             channel.line.differs(own, official)

@@ -13,14 +13,17 @@ from collections.abc import Callable
 import structlog
 
 from daemon.mqtt import BrokerError, Connection, MqttLink
+from daemon.outbox import Window
 from daemon.store import OutboxRow, Store
 from daemon.topics import with_context
 from feeds.backoff import Backoff
 
 RETRY_CAP_S = 5.0
 """Longest pause between two tries to reach the broker: signals wait for it, and a broker minds no callers."""
-DRAIN_S = 5.0
-"""How long a graceful stop waits for the broker's acknowledgements."""
+DRAIN_S = 2.5
+"""How long a graceful stop waits for the broker's acknowledgements; the whole of it is to take at most five seconds."""
+GOODBYE_S = 1.0
+"""How long it then waits for that of its last word."""
 
 
 class Publisher:
@@ -41,17 +44,12 @@ class Publisher:
         """Set up; `stamp` gives the context fields of this very publication, as JSON without braces."""
         self._link, self._store, self._stamp = link, store, stamp
         self._status_topic, self._online, self._offline = status_topic, online, offline
-        self._inflight_max = inflight_max
+        self._window = Window(inflight_max)
         self._backoff = Backoff(rng, cap_s=RETRY_CAP_S, reset_after_s=RETRY_CAP_S)
         self._log = structlog.get_logger().bind(broker=link.where)
         self._retained: dict[str, bytes] = {}
         self._newest: dict[str, OutboxRow] = {row.topic: row for row in store.newest()}
         self._expires_s: dict[str, float] = {}
-        self._cursor = 0
-        self.sent_to = 0
-        """The newest row that was ever handed to a connection in this life."""
-        self._inflight = 0
-        self._acknowledged: list[int] = []
         self._wake = asyncio.Event()
         self._connection: Connection | None = None
         self.greeted = asyncio.Event()
@@ -64,6 +62,11 @@ class Publisher:
     def connected(self) -> bool:
         """Whether the broker can be reached."""
         return self._connection is not None
+
+    @property
+    def sent_to(self) -> int:
+        """The newest row that was ever handed to a connection in this life."""
+        return self._window.sent_to
 
     def retain(self, topic: str, payload: bytes) -> None:
         """Set what a retained topic says, now and after each reconnection."""
@@ -105,7 +108,10 @@ class Publisher:
                     self._log.info("broker_restored" if down else "broker_connected", outbox=self._store.load().rows)
                     down = False
                     self.greeted.set()
-                    await self._serve(connection, stop)
+                    try:
+                        await self._serve(connection, stop)
+                    finally:
+                        await self._say_offline(connection)
                     live_s = asyncio.get_running_loop().time() - began_s
                     reason = "connection lost"
             except BrokerError as error:
@@ -122,7 +128,7 @@ class Publisher:
             await _either(stop, self._backoff.delay_s(live_s=live_s, since_attempt_s=since_s))
 
     async def _serve(self, connection: Connection, stop: asyncio.Event) -> None:
-        self._cursor = self._inflight = 0
+        self._window.begin()
         connection.submit(self._status_topic, self._online, qos=1, retain=True)
         for topic, payload in self._retained.items():
             connection.submit(topic, payload, qos=1, retain=True)
@@ -139,7 +145,7 @@ class Publisher:
                 self._note_acknowledged()
                 self._ship(connection)
                 await self._wake.wait()
-            if stop.is_set() and not connection.lost.is_set():
+            if stop.is_set():
                 await self._drain(connection)
         finally:
             lost.cancel()
@@ -147,11 +153,9 @@ class Publisher:
 
     def _ship(self, connection: Connection) -> None:
         """Send what is pending, as far as the window of unacknowledged messages allows."""
-        room = self._inflight_max - self._inflight
-        for row in self._store.pending(self._cursor, room) if room > 0 else []:
-            self._cursor = row.row
-            self.sent_to = max(self.sent_to, row.row)
-            self._inflight += 1
+        room = self._window.room
+        for row in self._store.pending(self._window.cursor, room) if room > 0 else []:
+            self._window.sent(row.row)
             payload = with_context(row.identity, row.context, self._stamp())
             sent = connection.submit(row.topic, payload, qos=1)
             sent.add_done_callback(lambda done, number=row.row: self._settled(done, number))  # type: ignore[misc]
@@ -170,36 +174,38 @@ class Publisher:
             # A timed-out publish may still be delivered; the connection's end sends everything unacknowledged again.
             self._wake.set()
             return
-        self._inflight -= 1
-        self._acknowledged.append(row)
+        self._window.acknowledge(row)
         self._wake.set()
 
     def _note_acknowledged(self) -> None:
-        if self._acknowledged:
-            rows, self._acknowledged = self._acknowledged, []
+        if rows := self._window.take_acknowledged():
             self.shipped += len(rows)
             self._store.acknowledge(rows)
 
     async def _drain(self, connection: Connection) -> None:
-        """Give the broker a little time for what is left, then take our leave, however much is left."""
+        """Give the broker a little time for what is left."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                await self._ship_all(connection)
+        if left := self._store.load().rows:
+            self._log.warning("broker_drain_incomplete", outbox=left)
+
+    async def _say_offline(self, connection: Connection) -> None:
+        """Take our leave, however much is left and whatever ends us: who leaves politely has no last will."""
+        if connection.lost.is_set():
+            return
         try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DRAIN_S):
-                    await self._ship_all(connection)
             async with asyncio.timeout(DRAIN_S):
                 await connection.publish(self._status_topic, self._offline, qos=1, retain=True)
         except (TimeoutError, BrokerError) as error:
             self._log.warning("broker_left_rudely", reason=str(error) or "timeout")
-        self._note_acknowledged()
-        if left := self._store.load().rows:
-            self._log.warning("broker_drain_incomplete", outbox=left)
 
     async def _ship_all(self, connection: Connection) -> None:
         while not connection.lost.is_set():
             self._wake.clear()
             self._note_acknowledged()
             self._ship(connection)
-            if not self._inflight:
+            if self._window.is_empty:
                 return
             await self._wake.wait()
 

@@ -116,7 +116,7 @@ class Replay:
         for spec in self._specs:
             channel = pipeline.channels[spec.text]
             if spec.by_time:
-                channel.line.begin(newest_seq=spec.seq_at(first_ns), stream_seq=None, journal=[], snapshot=None)
+                channel.line.begin(newest_seq=spec.seq_at(first_ns), stream_seq=None, journal=[])
                 channel.closer.see(spec.open_of(first_ns))
             else:
                 channel.line.begin_events(stream_seq=None, first_day=first_ns // NS_PER_DAY)

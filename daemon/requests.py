@@ -10,12 +10,13 @@ import msgspec
 import structlog
 
 from config.load import ConfigError
-from daemon import clock, log_setup, topics
+from daemon import clock, log_setup, recompute, topics
 from daemon.health import Reporter
 from daemon.mqtt import BrokerError, MqttLink
+from daemon.pipeline import Pipeline
 from daemon.publisher import Publisher
 from daemon.reload import Reloader
-from daemon.store import Store
+from daemon.store import OutboxRow, Store
 from daemon.topics import Request, Response
 from feeds.backoff import Backoff
 
@@ -60,12 +61,11 @@ class Requests:
         store: Store,
         reporter: Reporter,
         reloader: Reloader,
-        *,
-        base_topic: str,
+        pipeline: Pipeline,
     ) -> None:
         self._link, self._publisher, self._store = link, publisher, store
         self._reporter, self._reloader = reporter, reloader
-        self._base = base_topic
+        self._pipeline, self._base = pipeline, pipeline.base_topic
         self._allowance = Allowance(REQUESTS_PER_S, BURST, clock.monotonic_s())
         self._refused, self._told_s = 0, -_LOG_EVERY_S
         self._log = structlog.get_logger()
@@ -81,7 +81,7 @@ class Requests:
                     async for message in messages:
                         command = message.topic.rsplit("/", 1)[1]
                         if not message.retained and len(command) <= _COMMAND_MAX and self._allowed():
-                            self._answer(command, message.payload)
+                            await self._answer(command, message.payload)
             except BrokerError as error:
                 self._log.debug("requests_unreachable", reason=str(error))
             took_s = clock.monotonic_s() - began_s
@@ -99,14 +99,14 @@ class Requests:
             self._refused, self._told_s = 0, now_s
         return False
 
-    def _answer(self, command: str, payload: bytes) -> None:
+    async def _answer(self, command: str, payload: bytes) -> None:
         transaction: str | int | None = None
         try:
             if len(payload) > REQUEST_BYTES_MAX:
                 raise RequestFault(f"a request has at most {REQUEST_BYTES_MAX} bytes")
             request = msgspec.json.decode(payload or b"{}", type=Request)
             transaction = request.transaction
-            data = self._do(command, request)
+            data = await self._replay(request) if command == "replay" else self._do(command, request)
             response = Response(transaction=transaction, ok=True, data=data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, RequestFault) as error:
             response = Response(transaction=transaction, ok=False, error=str(error))
@@ -116,21 +116,38 @@ class Requests:
         if command == "status":
             info, health = self._reporter.info(), self._reporter.health()
             return {"info": msgspec.to_builtins(info), "health": msgspec.to_builtins(health)}
-        if command == "replay":
-            return self._replay(request)
         if command == "log_level":
             return self._log_level(request)
         if command == "reload":
             return self._reload()
         raise RequestFault(f"unknown command {command!r}; known: log_level, reload, replay, status")
 
-    def _replay(self, request: Request) -> dict[str, object]:
-        if request.topic is None or request.from_seq is None:
+    async def _replay(self, request: Request) -> dict[str, object]:
+        """Send again what is kept, and before it what can be computed again; what cannot is not there to be sent."""
+        topic, from_seq = request.topic, request.from_seq
+        if topic is None or from_seq is None:
             raise RequestFault("replay needs topic and from_seq")
-        rows = self._store.sent(request.topic, request.from_seq, REPLAY_MAX)
+        made = await self._made_again(topic, from_seq)
+        rows = [*made, *self._store.sent(topic, made[-1].seq + 1 if made else from_seq, REPLAY_MAX - len(made))]
         for row in rows:
             self._publisher.again(row)
-        return {"messages": len(rows), "last_seq": rows[-1].seq if rows else None}
+        first, last = (rows[0].seq, rows[-1].seq) if rows else (None, None)
+        return {"messages": len(rows), "recomputed": len(made), "first_seq": first, "last_seq": last}
+
+    async def _made_again(self, topic: str, from_seq: int) -> list[OutboxRow]:
+        """Make again what came before the oldest message that is kept, as far as the journal goes back."""
+        lines = (channel.line for market in self._pipeline.markets.values() for channel in market.channels.values())
+        line = next((line for line in lines if line.topic == topic), None)
+        if line is None or not line.spec.by_time or (oldest := self._store.journal_begin(line.name)) is None:
+            return []
+        held = self._store.first_held(topic, from_seq)
+        first = recompute.first_possible(line, from_seq, oldest=oldest)
+        last = min(line.next_seq if held is None else held, first + REPLAY_MAX) - 1
+        if last < first:
+            return []
+        journal = self._store.journal(line.name, line.engine.fold_start(first), last)
+        drafts = await asyncio.to_thread(recompute.messages, line, journal, first)
+        return [OutboxRow(0, line.name, d.seq, topic, d.time_ns, d.identity, topics.encode(d.context)) for d in drafts]
 
     def _reload(self) -> dict[str, object]:
         try:

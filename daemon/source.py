@@ -6,13 +6,15 @@ from typing import TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
-from daemon import clock
+from daemon import clock, topics
 from daemon.store import Store
 from feeds.backoff import Backoff
 from feeds.budget import Budget, Priority, asking_for
 from feeds.errors import FORBIDDEN_S, Forbidden, RateLimited, RemoteError
 from feeds.history import History
 
+BLOCKED_MAX_S = 3 * 86_400.0
+"""No exchange bans for longer; a time beyond it was written by a clock that was wrong."""
 CAP_S = 5.0
 """Longest pause between two tries; the exchange's own word on limits goes before."""
 _T = TypeVar("_T")
@@ -30,7 +32,8 @@ class Budgets:
         name = f"{exchange} {rest_url or ''}".strip()
         if name not in self._budgets:
             budget = Budget(clock.now_ns, blocked=lambda until_ns: self._store.keep_blocked(name, until_ns))
-            budget.blocked_until_ns = self._store.blocked_until_ns(name)
+            latest_ns = clock.now_ns() + int(BLOCKED_MAX_S * 1e9)
+            budget.blocked_until_ns = min(self._store.blocked_until_ns(name), latest_ns)
             self._budgets[name] = budget
         return self._budgets[name]
 
@@ -59,6 +62,9 @@ class Source:
         try:
             while True:
                 began_s = clock.monotonic_s()
+                if (blocked := self._blocked()) and not failed:
+                    self._failing, failed = self._failing + 1, True
+                    self._hindered(blocked)
                 try:
                     with asking_for(priority):
                         return await ask()
@@ -73,6 +79,14 @@ class Source:
             if failed and not self._failing and self.obstacle:
                 self.obstacle, self.forbidden = "", False
                 self._log.info("history_restored")
+
+    def _blocked(self) -> RateLimited | None:
+        """Say that the exchange wants no request yet, as it told us or the daemon before us."""
+        budget = self.history.budget
+        if budget is None or not (wait_s := budget.blocked_for_s):
+            return None
+        until = topics.rfc3339(budget.blocked_until_ns)
+        return RateLimited(f"no request is wanted before {until}", retry_after_s=wait_s)
 
     def _hindered(self, error: RemoteError) -> None:
         if not self.obstacle:

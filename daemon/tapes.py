@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from daemon.replay import Output, Replay, TapeError
 from feeds.capture import recordings_in, tape_frames
-from feeds.recording import is_recording, play, read_header
+from feeds.playback import is_recording, play, read_header
 
 
 class Tapes(NamedTuple):

@@ -212,6 +212,8 @@ class Info(msgspec.Struct, kw_only=True):
     model: str
     policy: str
     markets: list[dict[str, str]]
+    stores_set_aside: list[str]
+    """Damaged stores that lie in the state folder until the operator removes them; each says when, and why."""
 
 
 class Health(msgspec.Struct, kw_only=True):

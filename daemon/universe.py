@@ -1,4 +1,4 @@
-"""What has become of an exchange's contracts since they were taken up. Pure."""
+"""Which of an exchange's contracts are wanted, and what has become of those that were taken up. Pure."""
 
 import difflib
 import fnmatch
@@ -11,7 +11,7 @@ from feeds.market import Market
 
 
 class NoSuchMarket(Exception):
-    """The exchange trades nothing of that name.
+    """The exchange lists nothing of that name.
 
     Attributes:
         at: position in the list of what was wanted.
@@ -29,20 +29,25 @@ def is_pattern(wanted: str) -> bool:
     return wanted == "all" or bool(set("*?[") & set(wanted))
 
 
+def _named(symbols: Iterable[str], wanted: str) -> list[str]:
+    if is_pattern(wanted):
+        return sorted(fnmatch.filter(symbols, "*" if wanted == "all" else wanted))
+    return [symbol for symbol in symbols if symbol == wanted]
+
+
 def choose(markets: Mapping[str, Market], wanted: Sequence[str]) -> list[Market]:
-    """Return the traded markets that the list names, each once: in the order of the list, a pattern's by name.
+    """Return the markets that the list names, each once: in the order of the list, those of a pattern by name.
+
+    A pattern takes what is traded now; one that is named is taken halted too, and waited for.
 
     Raises:
         NoSuchMarket: an entry names none.
 
     """
-    traded = {symbol: market for symbol, market in markets.items() if market.trading}
+    traded = [symbol for symbol, market in markets.items() if market.trading]
     chosen: dict[str, Market] = {}
     for at, name in enumerate(wanted):
-        if is_pattern(name):
-            found = sorted(fnmatch.filter(traded, "*" if name == "all" else name))
-        else:
-            found = [name] if name in markets else []  # one that is halted is waited for
+        found = _named(traded if is_pattern(name) else markets, name)
         if not found:
             near = difflib.get_close_matches(name, traded, n=1)
             raise NoSuchMarket(name, at, near[0] if near else None)
@@ -54,12 +59,14 @@ class Fate(StrEnum):
     """What has become of a market."""
 
     LISTED = "listed"
-    """It is new, and a pattern of the configuration names it."""
+    """It is new, or back, and the configuration names it."""
     HALTED = "halted"
-    RESUMED = "resumed"
+    """It is listed, and not traded."""
     DELISTED = "delisted"
     CHANGED = "changed"
-    """Its tick, lot, leverage or unit is another."""
+    """Its tick, lot, leverage or native name is another: it is to be taken up anew."""
+    INCOMPARABLE = "incomparable"
+    """Its volume counts something else: candles before and after are of two markets."""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -67,33 +74,30 @@ class Change(msgspec.Struct, frozen=True):
 
     fate: Fate
     market: Market
-    """As it is now; as it was, where it is gone."""
+    """As it is now; as it was where it is gone or incomparable."""
     reason: str
 
 
-_DECISIVE = ("price_decimals", "size_decimals", "volume_unit", "max_leverage", "native")
+HALTED = "the exchange lists it and does not trade it"
+_ANEW = ("price_decimals", "size_decimals", "max_leverage", "native")
 
 
 def changes(taken: Iterable[Market], now: Mapping[str, Market], wanted: Sequence[str]) -> list[Change]:
-    """Compare the markets that were taken up with what the exchange lists now."""
-    found: list[Change] = []
+    """Compare the markets that were taken up with what the exchange lists now; what is as it was is left out."""
     known = {market.symbol: market for market in taken}
-    for symbol, old in known.items():
-        new = now.get(symbol)
-        if new is None:
-            found.append(Change(Fate.DELISTED, old, "the exchange no longer lists it"))
-            continue
-        differs = [name for name in _DECISIVE if getattr(old, name) != getattr(new, name)]
-        if differs:
-            told = "; ".join(f"{name} {getattr(old, name)} → {getattr(new, name)}" for name in differs)
-            found.append(Change(Fate.CHANGED, new, told))
-        elif old.trading and not new.trading:
-            found.append(Change(Fate.HALTED, new, "the exchange has halted it"))
-        elif new.trading and not old.trading:
-            found.append(Change(Fate.RESUMED, new, "it trades again"))
-    patterns = [name for name in wanted if is_pattern(name)]
-    for symbol, market in sorted(now.items()):
-        named = any(fnmatch.fnmatch(symbol, "*" if name == "all" else name) for name in patterns)
-        if symbol not in known and market.trading and named:
-            found.append(Change(Fate.LISTED, market, "newly listed"))
-    return found
+    found = [change for old in known.values() if (change := _fate(old, now.get(old.symbol)))]
+    traded = [symbol for symbol, market in now.items() if market.trading and symbol not in known]
+    fresh = dict.fromkeys(symbol for name in wanted for symbol in _named(traded, name))
+    return found + [Change(Fate.LISTED, now[symbol], "newly listed") for symbol in fresh]
+
+
+def _fate(old: Market, new: Market | None) -> Change | None:
+    if new is None:
+        return Change(Fate.DELISTED, old, "the exchange no longer lists it")
+    if old.volume_unit != new.volume_unit:
+        said = f"volume counted {old.volume_unit} and counts {new.volume_unit}: restart to take it up anew"
+        return Change(Fate.INCOMPARABLE, old, said)
+    told = [f"{name} {was} → {is_}" for name in _ANEW if (was := getattr(old, name)) != (is_ := getattr(new, name))]
+    if told:
+        return Change(Fate.CHANGED, new, "; ".join(told))
+    return None if new.trading else Change(Fate.HALTED, new, HALTED)

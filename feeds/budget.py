@@ -19,6 +19,12 @@ AT_ONCE = 4
 SPARE = 2
 """As many more for what is urgent, as the others may be waiting for their pace."""
 
+SLACK_S = 10.0
+"""How much longer than was asked for a wait may last because the wall clock was set back."""
+REMEMBERED_S = 300.0
+"""For how long a wait from before a start is believed, as nobody knows what the wall clock has done meanwhile: to ask
+too early costs one more refusal, which names the time anew."""
+
 
 class Priority(IntEnum):
     """What a request is for, the most urgent first."""
@@ -86,6 +92,7 @@ class Budget:
         self._now_ns, self._blocked = now_ns, blocked
         self.blocked_until_ns = 0
         """Wall time before which the exchange wants no request of ours."""
+        self._ends_s: float | None = None
         self.pace: Any = None
         """What all who ask the exchange wait for before each request, see `share`."""
         self._under_way = 0
@@ -104,11 +111,15 @@ class Budget:
 
     @property
     def blocked_for_s(self) -> float:
-        """For how long the exchange wants no request of ours."""
-        return max(0.0, (self.blocked_until_ns - self._now_ns()) / 1e9)
+        """For how long the exchange wants no request of ours; by the loop's clock it ends, too."""
+        time_s = asyncio.get_running_loop().time()
+        if self._ends_s is None:
+            self._ends_s = time_s + REMEMBERED_S
+        return max(0.0, min((self.blocked_until_ns - self._now_ns()) / 1e9, self._ends_s - time_s))
 
     def block(self, for_s: float) -> None:
         """Note that the exchange wants no request for so long."""
+        self._ends_s = max(self._ends_s or 0.0, asyncio.get_running_loop().time() + for_s + SLACK_S)
         until_ns = self._now_ns() + int(for_s * 1e9)
         if until_ns > self.blocked_until_ns:
             self.blocked_until_ns = until_ns

@@ -15,7 +15,7 @@ Pure. One `Merge` per group of connections.
 from collections import Counter, deque
 from collections.abc import Iterable
 
-from feeds.events import Event, Malformed, MarketTrade
+from feeds.events import Event, Kline, Malformed, MarketTrade, MarkPrice
 from feeds.market import NS_PER_S, Trade
 from feeds.traits import Identity, Traits
 
@@ -86,9 +86,16 @@ class Merge:
         for event in events:
             if isinstance(event, MarketTrade):
                 out += self._trade(lane, event, leads=leads)
-            elif leads or isinstance(event, Malformed):
+            elif isinstance(event, Malformed) or (leads and not self._outruns(event)):
                 out.append(event)
         return out
+
+    def _outruns(self, event: Event) -> bool:
+        """Tell whether an event says how late it is while trades of its market wait: it would close their candle."""
+        if not isinstance(event, MarkPrice | Kline) or (isinstance(event, Kline) and event.candle.closed):
+            return False
+        market = self._markets.get(event.market.symbol)
+        return market is not None and bool(market.ahead)
 
     def _trade(self, lane: int, event: MarketTrade, *, leads: bool) -> list[MarketTrade]:
         market = self._markets.get(event.market.symbol)

@@ -71,8 +71,8 @@ class TradeIdentities:
     A trade whose id is 0 has none and is never a repetition.
     """
 
-    REMEMBERED = 20_000
-    """Ids kept; no exchange replays nearly as many."""
+    REMEMBERED = 5_000
+    """Ids kept, half a MB a market; no exchange replays nearly as many."""
 
     def __init__(self, disorder_ns: int = 0) -> None:
         self._tolerance_ns = max(TradeSequence.PAST_TOLERANCE_NS, disorder_ns)

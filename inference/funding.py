@@ -39,6 +39,13 @@ class FundingBook:
                 self._rates.append(rate)
         self.asked_at_ns = max(self.asked_at_ns, asked_at_ns)
 
+    def reaches(self, close_ns: int) -> bool:
+        """Tell whether the book goes back far enough to judge a candle that closed then.
+
+        Two settlements before it say what is paid and how often. An empty book is that of a market that pays none.
+        """
+        return not self._times_ns or bisect.bisect_right(self._times_ns, close_ns - self.KNOWN_AFTER_NS) > 1
+
     def due_ns(self, close_ns: int) -> int:
         """Say from when on the book must have been asked to judge a candle that closes at `close_ns`."""
         known_ns = close_ns - self.KNOWN_AFTER_NS

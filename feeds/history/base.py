@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from feeds.budget import Budget
+from feeds.budget import Budget, Priority, asking_for
 from feeds.errors import FeedError, Forbidden, RateLimited, RemoteError, RequestRefused
 from feeds.events import FundingSettlement
 from feeds.history.http import network_faults
@@ -102,7 +102,7 @@ class RestHistory:
             rest.on_rest_response = self._heard
         self.budget: Budget | None = None
         """Who may ask, and when; None: anyone at any time."""
-        self._clock_ns, self._clock_at_s = 0, -math.inf
+        self._clock_ns, self._clock_at_s, self._clock_asked = 0, -math.inf, asyncio.Lock()
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -130,9 +130,11 @@ class RestHistory:
     async def clock_ns(self, wanted_ns: int = 0) -> int:
         """Return a reading of the exchange's clock; where an earlier one is at `wanted_ns` or past it, maybe that."""
         time_s = asyncio.get_running_loop().time
-        if self._clock_ns < wanted_ns or time_s() - self._clock_at_s > CLOCK_REUSE_S:
-            self._clock_at_s, self._clock_ns = time_s(), await self.time_ns()
-        return self._clock_ns
+        async with self._clock_asked:  # by one for all who need it; it is not to wait behind their other requests
+            if self._clock_ns < wanted_ns or time_s() - self._clock_at_s > CLOCK_REUSE_S:
+                with asking_for(Priority.REPAIR):
+                    self._clock_at_s, self._clock_ns = time_s(), await self.time_ns()
+            return self._clock_ns
 
     async def fundings(self, *, start_ns: int) -> dict[str, list[FundingSettlement]] | None:  # noqa: ARG002
         """Return None: the exchange serves settlements market by market; see `History.fundings`."""
@@ -188,6 +190,8 @@ class RestHistory:
             return await self._ask(method, ask)
         except (BaseError, *network_faults()) as error:
             raise self._translated(error) from error
+        except (AttributeError, KeyError, TypeError) as error:  # ccxt read an answer of another shape
+            raise RemoteError(f"{self.exchange} {method}: not what is documented: {error!r}") from error
 
     async def _ask(self, method: str, ask: dict[str, Any]) -> Any:
         return await getattr(self._rest, method)(ask)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from feeds.budget import Pace
-from feeds.errors import RequestRefused
+from feeds.errors import RemoteError, RequestRefused
 from feeds.events import FundingSettlement
 from feeds.exchanges.binance import INTERVALS
 from feeds.history.base import PAGE_ROWS, TIMEOUT_MS, RestHistory, decimals, final_candle, moved, scaled
@@ -60,6 +60,8 @@ class BinanceHistory(RestHistory):
         """Return the contracts by ccxt's unified symbol, see `History.markets`; one request, exchangeInfo."""
         rows = await self.call("fetch_markets", {})
         listed = [row for row in rows if row["linear"] and row["info"].get("status") not in _GONE]
+        if not listed:  # ccxt makes this of an answer of another shape
+            raise RemoteError("binance lists no contracts")
         return {market.symbol: market for market in self.read(listed, _market)}
 
     async def candles(self, market: Market, spec: CandleSpec, *, start_ns: int, end_ns: int) -> list[Candle]:

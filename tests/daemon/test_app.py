@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -50,7 +52,7 @@ def undisturbed(model: Model, hours: int, first: int, last: int) -> dict[int, st
     """Return what a line tells of the independent fold's candles."""
     spec = CandleSpec.parse("1m")
     line = new_line(model, listed_ape(hours), spec)
-    line.begin(newest_seq=first, stream_seq=None, journal=[], snapshot=None)
+    line.begin(newest_seq=first, stream_seq=None, journal=[])
     for seq in range(line.next_seq, last + 1):
         line.offer(folded(hours, "1m")[seq], Cause(1, 2))
     return {d.seq: json.dumps(json.loads(d.identity), sort_keys=True) for d in line.take_work().drafts}
@@ -263,11 +265,74 @@ async def test_a_symbol_that_is_not_traded_and_a_store_in_use_are_78_and_one_lin
                 await until(lambda: follower.states == ["offline", "online"], daemon)
                 code, lines = await asyncio.to_thread(run_until_it_ends, other, text)
                 assert (code, len(lines)) == (78, 1), lines
-                assert "is another lstmd using it" in lines[0]
+                assert "another lstmd is using it (process " in lines[0]
                 daemon.alive()
                 assert await daemon.end(signal.SIGINT) == 0
     finally:
         await emulator.stop()
+
+
+async def test_a_disk_that_takes_no_more_ends_it_and_the_next_start_goes_on(tmp_path: Path) -> None:
+    """Systemd starts it again, and once there is room nothing is lost: here the limit of a file's size is the disk."""
+    folder, model = saved(small_artifact("1m", warmup=64, epoch=720), tmp_path / "artifact")
+    emulator = ape_emulator(hours=16, history_s=7200, speed=600)
+    port = await emulator.start()
+    try:
+        async with asyncio.timeout(WAIT_S), running("embedded", tmp_path) as broker, following(broker.url) as follower:
+            daemon = Daemon(tmp_path, config_text(tmp_path, mqtt=broker.url, port=port, artifact=folder))
+            async with daemon:
+                await until(lambda: follower.count() >= 5, daemon)
+                assert daemon.process is not None
+                log = tmp_path / "state" / "lstmd.sqlite-wal"
+                resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (log.stat().st_size + 3000,) * 2)
+                assert await daemon.process.wait() == 1
+                await brokers.until(lambda: follower.states[-1] == "offline")
+                said = [json.loads(line) for line in daemon.log.read_text().splitlines() if line.startswith("{")]
+                (failed,) = (line for line in said if line["event"] == "store_failed")
+                assert (failed["reason"], failed["level"]) == ("disk I/O error", "critical")
+                assert failed["store"] == str(tmp_path / "state" / "lstmd.sqlite")
+                done = follower.count()
+                await daemon.start()
+                await until(lambda: follower.count() >= done + 20, daemon)
+                assert await daemon.end() == 0
+            assert follower.newest["lstmd/info"]["stores_set_aside"] == []
+    finally:
+        await emulator.stop()
+    told = follower.signals["1m"]
+    assert whole(follower), sorted(told)
+    assert told == undisturbed(model, 16, min(told), max(told))
+
+
+async def test_a_damaged_store_is_said_on_info_and_no_signal_is_missed(tmp_path: Path) -> None:
+    folder, model = saved(small_artifact("1m", warmup=64, epoch=720), tmp_path / "artifact")
+    emulator = ape_emulator(hours=16, history_s=7200, speed=600)
+    port = await emulator.start()
+    try:
+        async with asyncio.timeout(WAIT_S), running("embedded", tmp_path) as broker, following(broker.url) as follower:
+            daemon = Daemon(tmp_path, config_text(tmp_path, mqtt=broker.url, port=port, artifact=folder))
+            async with daemon:
+                await until(lambda: follower.count() >= 5, daemon)
+                assert await daemon.end() == 0
+                path = tmp_path / "state" / "lstmd.sqlite"
+                with sqlite3.connect(path) as db:
+                    (root,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name='journal'").fetchone()
+                db.close()
+                with path.open("r+b") as file:
+                    file.seek(4096 * (root - 1))
+                    file.write(b"\xa5" * 1000)
+                done = follower.count()
+                await daemon.start()
+                await until(lambda: follower.count() >= done + 5, daemon)
+                await until(lambda: bool(follower.newest["lstmd/info"]["stores_set_aside"]), daemon)
+                assert await daemon.end() == 0
+    finally:
+        await emulator.stop()
+    (name,) = follower.newest["lstmd/info"]["stores_set_aside"]
+    assert (tmp_path / "state" / name).exists()
+    assert '"event":"store_set_aside"' in daemon.log.read_text()
+    told = follower.signals["1m"]
+    assert whole(follower), sorted(told)
+    assert told == undisturbed(model, 16, min(told), max(told))
 
 
 async def test_a_crash_is_loud_and_says_goodbye(tmp_path: Path) -> None:
@@ -295,10 +360,10 @@ async def test_a_crash_is_loud_and_says_goodbye(tmp_path: Path) -> None:
 BREAKS = """
 import sqlite3
 whole = daemon.store.Store.commit
-def commit(self, lines, calls=[]):
+def commit(self, lines, calls=[], **bounds):
     calls.append(1)
     if len(calls) > 5:
         raise sqlite3.OperationalError("disk I/O error")
-    return whole(self, lines)
+    return whole(self, lines, **bounds)
 daemon.store.Store.commit = commit
 """

@@ -18,7 +18,7 @@ from config.schema import Feed
 from daemon import calibrator
 from daemon.calibrator import Calibrator
 from daemon.desk import Desk
-from daemon.line import VOID_SPACING_NS, Line
+from daemon.line import VOID_SPACING_NS, Line, Snapshot
 from daemon.metrics import Metrics
 from daemon.pipeline import Pipeline
 from daemon.source import Source
@@ -114,8 +114,8 @@ class At:
     def _moved(self) -> None:
         for line, work in self.pipeline.take_work():
             messages = [Message(d.seq, d.topic, d.time_ns, d.identity, b"{}") for d in work.drafts]
-            state = (line.engine.snapshot(), line.next_seq - 1, line.model_key)
-            self.store.commit([LineCommit(line.name, work.rows, *state, messages)])
+            state = Snapshot(line.next_seq - 1, line.engine.snapshot())
+            self.store.commit([LineCommit(line.name, work.rows, state, line.model_key, messages)])
             for draft in work.drafts:
                 assert draft.seq not in self.told
                 self.told[draft.seq], self.late[draft.seq] = draft.identity, draft.context.late
@@ -233,6 +233,7 @@ class Kept:
     """An exchange's history that lacks some candles, the first time or always."""
 
     settle_ns = 0
+    budget = None
 
     def __init__(self, runs: Sequence[Series]) -> None:
         self._runs = {run.name.removesuffix("_1m"): run for run in runs}

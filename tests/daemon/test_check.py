@@ -34,12 +34,26 @@ def test_candles_the_artifact_does_not_serve_are_named() -> None:
     assert found["feeds[0].candles[1]"].endswith("serves 1m, 5m, not 4h")
 
 
-def test_an_exchange_that_this_version_does_not_serve_is_named() -> None:
-    assert "not served" in problems(exchange="ccxt:kraken")["feeds[0].exchange"]
+@pytest.mark.parametrize(
+    ("exchange", "said"),
+    [
+        ("ccxt:binanceusd", "near to it: ccxt:binanceus"),
+        ("ccxt:nothinglikeit", "no websocket for an exchange 'nothinglikeit'"),
+        ("ccxt:bydfi", "ccxt has no watchTrades, no fetchTime for it"),
+        ("ccxt:krakenfutures", "ccxt has no fetchTime for it"),
+    ],
+)
+def test_an_exchange_that_cannot_be_followed_is_named(exchange: str, said: str) -> None:
+    assert said in problems(exchange=exchange)["feeds[0].exchange"]
+
+
+def test_any_other_exchange_is_followed_through_ccxt() -> None:
+    assert check(config(exchange="ccxt:gate", close="exchange"))
+    assert "one connection" in problems(exchange="ccxt:gate", redundant=True)["feeds[0].redundant"]
 
 
 def test_candles_below_a_minute_need_a_trade_history() -> None:
-    found = problems(exchange="ccxt:kraken", candles=["5s", "100t"])
+    found = problems(exchange="ccxt:gate", candles=["5s", "100t"])
     assert "too little trade history" in found["feeds[0].candles[0]"]
     assert "too little trade history" in found["feeds[0].candles[1]"]
 
@@ -104,7 +118,7 @@ def test_an_artifact_that_is_not_there_is_named_with_the_other_faults() -> None:
 
 
 def test_an_exchange_that_is_closed_needs_a_server_in_its_place() -> None:
-    feed = {"exchange": "bitmex", "symbols": ["BTC/USD:BTC"]}
+    feed: dict[str, Any] = {"exchange": "bitmex", "symbols": ["BTC/USD:BTC"]}
     found = problems(**feed)
     assert set(found) == {"feeds[0].ws_url", "feeds[0].rest_url"}
     assert all(reason.startswith("BitMEX closed on 2026-09-23") for reason in found.values())

@@ -53,7 +53,9 @@ def test_what_record_wrote_replay_reads(tmp_path: pathlib.Path) -> None:
     assert (written["folder"], written["files"]) == (str(tape), 1)
     done = lstmd("replay", str(tape), "--kind", "candle", "--candles", "30s")
     assert done.returncode == 0, done.stderr
-    named = lstmd("replay", str(tape / "binance-*"), "--symbol", "XRP/USDT:USDT", "--kind", "candle", "--candles", "30s")
+    named = lstmd(
+        "replay", str(tape / "binance-*"), "--symbol", "XRP/USDT:USDT", "--kind", "candle", "--candles", "30s"
+    )
     assert named.stdout == done.stdout
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(lines) >= 2

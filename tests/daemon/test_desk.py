@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ from daemon.store import Store
 from feeds.emulator.server import Emulator
 from feeds.emulator.synthetic import synthetic_tape
 from feeds.emulator.tape import T, Tape
+from feeds.events import FundingSettlement
+from feeds.market import Market
 from inference.engine import Model
 from inference.signals import Rules
 from tests.daemon.brokers import until
@@ -70,7 +72,7 @@ def told() -> dict[str, list[int]]:
 
 
 @pytest.fixture
-def make(tmp_path: Path, told: dict[str, list[int]]) -> Callable[..., Desk]:
+def make(tmp_path: Path, told: dict[str, list[int]]) -> Iterator[Callable[..., Desk]]:
     store = Store(tmp_path / "lstmd.sqlite")
     pipeline = Pipeline(MODEL, base_topic="lstmd")
 
@@ -78,7 +80,8 @@ def make(tmp_path: Path, told: dict[str, list[int]]) -> Callable[..., Desk]:
         for line, work in pipeline.take_work():
             told.setdefault(line.name, []).extend(json.loads(draft.identity)["seq"] for draft in work.drafts)
 
-    return lambda wanted, number=0: Desk(number, wanted, pipeline, store, Metrics(), moved)
+    yield lambda wanted, number=0: Desk(number, wanted, pipeline, store, Metrics(), moved)
+    store.close()
 
 
 async def test_a_feed_is_taken_up_warmed_and_goes_online(make: Callable[..., Desk], told: dict[str, list[int]]) -> None:
@@ -95,14 +98,31 @@ async def test_a_feed_is_taken_up_warmed_and_goes_online(make: Callable[..., Des
             assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
 
 
-async def test_markets_that_are_being_taken_up_are_not_available_yet(make: Callable[..., Desk]) -> None:
+async def test_markets_that_are_being_taken_up_are_not_available_yet(
+    make: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with emulated(markets("BTCUSDT")) as (_, port):
         desk = make(feed(port, "BTC/USDT:USDT"))
         async with at_work(desk):
-            await desk.settled.wait()
-            desk._wires, kept = [], desk._wires
-            assert desk.availability(desk.markets[0]) == ("stale", "starting")
-            desk._wires = kept
+            asked, answer = asyncio.Event(), asyncio.Event()
+
+            async def funding(_market: Market, *, start_ns: int) -> list[FundingSettlement]:
+                asked.set()
+                await answer.wait()
+                return await type(desk._history).funding(desk._history, _market, start_ns=start_ns)
+
+            monkeypatch.setattr(desk._history, "funding", funding)
+            await asked.wait()
+            await until(lambda: desk.live)
+            assert not desk.settled.is_set()
+            assert desk.markets == []
+            assert desk.waiting == 1
+            ((market, *said),) = desk.standings()
+            assert (market.symbol, *said) == ("BTC/USDT:USDT", "warming", "waits for its turn")
+            answer.set()
+            await until(lambda: [state for _, state, _ in desk.standings()] == ["online"])
+            assert desk.settled.is_set()
+            assert desk.waiting == 0
 
 
 async def test_an_exchange_that_cannot_be_reached_is_said_and_waited_for(make: Callable[..., Desk]) -> None:

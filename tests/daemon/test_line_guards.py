@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.line import Cause, Line
+from daemon.line import Cause, Line, Snapshot
 from daemon.topics import Signal
 from feeds.market import NS_PER_DAY, Candle, CandleSpec, Origin
 from inference.engine import Model
@@ -42,7 +42,7 @@ def offer_all(line: Line, first: int, last: int) -> None:
 
 def begun(newest_seq: int) -> Line:
     line = new_line(GUARDED, spec=HOUR)
-    line.begin(newest_seq=newest_seq, stream_seq=None, journal=[], snapshot=None)
+    line.begin(newest_seq=newest_seq, stream_seq=None, journal=[])
     return line
 
 
@@ -80,16 +80,17 @@ def test_when_the_daemon_was_started_does_not_show(first: int) -> None:
     assert told(line) == {seq: identity for seq, identity in undisturbed().items() if seq >= first}
 
 
-@given(cut=st.integers(BEGIN + 1, END - 2), away=st.integers(0, EPOCH - 1), with_snapshot=st.booleans())
+@given(cut=st.integers(BEGIN + 1, END - 2), away=st.integers(0, EPOCH - 1), behind=st.integers(0, EPOCH))
 @settings(max_examples=40, deadline=None)
-def test_a_restart_anywhere_does_not_show(cut: int, away: int, with_snapshot: bool) -> None:
+def test_a_restart_anywhere_does_not_show(cut: int, away: int, behind: int) -> None:
     line = begun(BEGIN)
+    offer_all(line, line.next_seq, max(line.next_seq, cut - behind))
+    taken = Snapshot(line.next_seq - 1, line.engine.snapshot())
     offer_all(line, line.next_seq, cut)
     work = line.take_work()
     again = new_line(GUARDED, spec=HOUR)
     newest_seq = min(cut - 1 + away, END - 1)
-    snapshot = line.engine.snapshot() if with_snapshot else None
-    again.begin(newest_seq=newest_seq, stream_seq=cut - 1, journal=work.rows, snapshot=snapshot)
+    again.begin(newest_seq=newest_seq, stream_seq=cut - 1, journal=work.rows, snapshots=[taken])
     offer_all(again, again.next_seq, END)
     assert {draft.seq: draft.identity for draft in work.drafts} | told(again) == undisturbed()
 

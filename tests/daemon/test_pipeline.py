@@ -12,6 +12,7 @@ from feeds.events import FundingSettlement, Kline, MarketEvent, MarketTrade, Mar
 from feeds.exchanges import CODECS
 from feeds.exchanges.binance import BinanceCodec
 from feeds.market import NS_PER_S, Candle, CandleSpec, Trade
+from feeds.traits import Identity
 from inference.engine import Model
 from inference.signals import Rules
 from tests.daemon.lines import EPOCH, MODEL, decoded, new_line, small_artifact
@@ -44,7 +45,7 @@ class Exchange:
             has_kline = CODECS["binance"].has_kline(spec)
             line = self.market.add(spec, model, has_kline=has_kline, by_exchange=False)
             if spec.by_time:
-                line.begin(newest_seq=spec.seq_at(self.begin_ns), stream_seq=None, journal=[], snapshot=None)
+                line.begin(newest_seq=spec.seq_at(self.begin_ns), stream_seq=None, journal=[])
             self.told[text] = {}
 
     @property
@@ -109,7 +110,7 @@ def direct(spec_text: str, model: Model, first: int, last: int) -> dict[int, byt
     """Return the messages of the independent fold's candles, given to a line one after the other."""
     spec = CandleSpec.parse(spec_text)
     line = new_line(model, APE, spec)
-    line.begin(newest_seq=first, stream_seq=None, journal=[], snapshot=None)
+    line.begin(newest_seq=first, stream_seq=None, journal=[])
     candles = folded(HOURS, spec_text)
     for seq in range(line.next_seq, last + 1):
         line.offer(candles[seq], Cause(1, 2))
@@ -192,6 +193,28 @@ def test_a_bogus_id_costs_a_repair_and_no_candle() -> None:
             exchange.take(MarketTrade(APE, bogus))
     assert exchange.market.counts["gap"] > 5
     assert_same(exchange)
+
+
+@pytest.mark.parametrize("exchange", ["bybit", "bingx"])
+@pytest.mark.parametrize(
+    "seconds", [(-5, 10, 70, 80, 75, 130, 190, 250), (-5, 10, 85, 130, 190, 250)], ids=["too late", "after a silence"]
+)
+def test_a_trade_that_is_not_taken_leaves_its_candle_to_the_exchange(exchange: str, seconds: tuple[int, ...]) -> None:
+    spec = CandleSpec.parse("1m")
+    market = Pipeline(MODEL, base_topic="lstmd").add(APE, CODECS[exchange].traits)
+    line = market.add(spec, MODEL, has_kline=True, by_exchange=False)
+    begin_ns = spec.open_of(1_700_000_000 * NS_PER_S)
+    market.clock.set(begin_ns)
+    line.begin(newest_seq=spec.seq_at(begin_ns), stream_seq=None, journal=[])
+    market.connected()
+    for number, second in enumerate(seconds, start=1):
+        identity = number if market.traits.identity is Identity.UNIQUE else 0
+        time_ns = begin_ns + second * NS_PER_S
+        market.trade(Trade(identity, 100, 1, time_ns, 1, 1, True))
+        market.handle(mark(time_ns))
+    offered = [seq - spec.seq_at(begin_ns) for seq in line._waiting]
+    assert 2 not in offered, "one of its trades was passed over"
+    assert max(offered) >= 3
 
 
 def test_klines_that_differ_are_counted_and_repaired_from_there_on() -> None:

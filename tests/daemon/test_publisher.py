@@ -46,7 +46,7 @@ def publisher_for(url: str, store: Store, *, inflight_max: int = 20, timeout_s: 
 
 def enqueue(store: Store, line: str, seqs: range) -> list[OutboxRow]:
     messages = [Message(s, f"lstmd/{line}/signal", s, b'{"seq":%d,"pad":"%0200d"}' % (s, 0), b"{}") for s in seqs]
-    return store.commit([LineCommit(line, [], None, 0, "m", messages)])
+    return store.commit([LineCommit(line, [], None, "m", messages)])
 
 
 class Follower:

@@ -23,7 +23,7 @@ from feeds.events import Entry
 from feeds.exchanges import CODECS
 from feeds.history import open_history
 from feeds.market import CandleSpec
-from feeds.recording import play, read_header
+from feeds.playback import play, read_header
 from inference.engine import Model
 from inference.signals import Rules
 from tests.daemon.brokers import until

@@ -15,13 +15,15 @@ from config.schema import Config
 from daemon.health import Reporter
 from daemon.metrics import Metrics
 from daemon.mqtt import MqttLink
+from daemon.pipeline import Pipeline
 from daemon.publisher import Publisher
 from daemon.reload import Reloader
 from daemon.requests import BURST, Allowance, Requests
-from daemon.store import Store
+from daemon.store import LineCommit, Message, Store
+from feeds.exchanges.binance import BinanceCodec
 from tests.daemon.brokers import running, until
 from tests.daemon.daemons import Follower, following
-from tests.daemon.lines import MODEL
+from tests.daemon.lines import BEGIN, MARKET, MINUTE, MODEL, offer_all
 from tests.daemon.test_publisher import enqueue
 
 WAIT_S = 60
@@ -45,10 +47,14 @@ class Asker:
 
 
 @contextlib.asynccontextmanager
-async def asking(tmp_path: Path) -> AsyncIterator[Asker]:
+async def asking(tmp_path: Path, pipeline: Pipeline | None = None) -> AsyncIterator[Asker]:
     config = Config(feeds=[{"exchange": "binance", "symbols": ["BTC/USDT:USDT"]}])
     with Store(tmp_path / "lstmd.sqlite") as store:
         enqueue(store, "a", range(1, 31))
+        pipeline = pipeline or Pipeline(MODEL, base_topic="lstmd")
+        for line, work in pipeline.take_work():
+            fresh = [Message(d.seq, d.topic, d.time_ns, d.identity, b"{}") for d in work.drafts[-20:]]
+            store.commit([LineCommit(line.name, work.rows, None, "m", fresh)])
         async with running("embedded", tmp_path) as broker:
             link = MqttLink(broker.url, client_id="lstmd")
             publisher = Publisher(
@@ -57,11 +63,11 @@ async def asking(tmp_path: Path) -> AsyncIterator[Asker]:
             )  # fmt: skip
             reporter = Reporter(config, MODEL, [], store, publisher, Metrics(), "b")
             reloader = Reloader(config, lambda: config)
-            requests = Requests(link, publisher, store, reporter, reloader, base_topic="lstmd")
+            requests = Requests(link, publisher, store, reporter, reloader, pipeline)
             stop = asyncio.Event()
             async with (
                 asyncio.timeout(WAIT_S),
-                following(broker.url, "lstmd/response/#", "lstmd/a/#") as follower,
+                following(broker.url, "lstmd/response/#", "lstmd/a/#", "lstmd/binance/#") as follower,
                 asyncio.TaskGroup() as group,
             ):
                 group.create_task(publisher.run(stop))
@@ -86,12 +92,36 @@ async def test_what_was_missed_is_sent_again_and_marked(tmp_path: Path) -> None:
     async with asking(tmp_path) as asker:
         answer = await asker.ask("replay", b'{"transaction":7,"topic":"lstmd/a/signal","from_seq":20}')
         assert answer["transaction"] == 7
-        assert answer["data"] == {"messages": 11, "last_seq": 30}
+        assert answer["data"] == {"messages": 11, "recomputed": 0, "first_seq": 20, "last_seq": 30}
         again = [json.loads(payload) for payload in asker.follower.of("lstmd/a/signal")[30:]]
         assert [p["seq"] for p in again] == list(range(20, 31))
         assert all(p["context"] == {"boot_id": "b", "replayed": True} for p in again)
         answer = await asker.ask("replay", b'{"topic":"lstmd/nobody/signal","from_seq":0}')
-        assert answer["data"] == {"messages": 0, "last_seq": None}
+        assert answer["data"] == {"messages": 0, "recomputed": 0, "first_seq": None, "last_seq": None}
+
+
+async def test_what_is_no_longer_kept_is_made_again(tmp_path: Path) -> None:
+    """Of a line's sixty messages the last twenty are in the store; its journal holds them all."""
+    pipeline = Pipeline(MODEL, base_topic="lstmd")
+    market = pipeline.add(MARKET, BinanceCodec.traits)
+    market.settle_funding([], 1 << 62)
+    line = market.add(MINUTE, MODEL, has_kline=True, by_exchange=False)
+    line.begin(newest_seq=BEGIN + 1, stream_seq=None, journal=[])
+    offer_all(line, range(line.next_seq, BEGIN + 61))
+    told = {draft.seq: json.loads(draft.identity) for draft in line._work.drafts}
+    async with asking(tmp_path, pipeline) as asker:
+        await until(lambda: asker.follower.count() == 20)
+        done = len(asker.follower.of(line.topic))
+        answer = await asker.ask("replay", json.dumps({"topic": line.topic, "from_seq": BEGIN + 11}).encode())
+        assert answer["data"] == {
+            "messages": 50, "recomputed": 30, "first_seq": BEGIN + 11, "last_seq": BEGIN + 60
+        }  # fmt: skip
+        await until(lambda: asker.follower.count() == 50)
+        again = [json.loads(payload) for payload in asker.follower.of(line.topic)[done:]]
+        assert all(message.pop("context")["replayed"] for message in again)
+        assert again == [told[seq] for seq in range(BEGIN + 11, BEGIN + 61)]
+        answer = await asker.ask("replay", json.dumps({"topic": line.topic, "from_seq": 0}).encode())
+        assert answer["data"]["first_seq"] == BEGIN, "from there on the journal knows"
 
 
 async def test_the_log_level_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

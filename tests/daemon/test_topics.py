@@ -16,7 +16,7 @@ from tests.daemon.lines import BEGIN, MARKET, MINUTE, candle, messages, new_line
 
 def signal() -> topics.Signal:
     line = new_line()
-    line.begin(newest_seq=BEGIN + 1, stream_seq=None, journal=[], snapshot=None)
+    line.begin(newest_seq=BEGIN + 1, stream_seq=None, journal=[])
     offer_all(line, range(line.next_seq, BEGIN + 2))
     (found,) = messages(line.take_work())
     assert isinstance(found, topics.Signal)

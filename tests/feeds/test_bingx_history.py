@@ -65,19 +65,24 @@ async def answering(answer: Callable[[web.Request], Any]) -> AsyncIterator[Bingx
     await runner.cleanup()
 
 
-async def test_markets_are_those_that_trade() -> None:
+async def test_markets_are_those_that_are_listed() -> None:
     tapes = {name: invented(name) for name in ("BTC-USDT", "ETH-USDT", "DOGE-USDC")}
     async with emulated(tapes) as (emulator, port), opened(port) as history:
         emulator.venue.halt("ETH-USDT")
         markets = await history.markets()
-        assert set(markets) == {"BTC/USDT:USDT", "DOGE/USDC:USDC"}
+        assert {symbol: market.trading for symbol, market in markets.items()} == {
+            "BTC/USDT:USDT": True, "ETH/USDT:USDT": False, "DOGE/USDC:USDC": True
+        }  # fmt: skip
         assert markets["BTC/USDT:USDT"] == Market(
                 exchange="bingx", symbol="BTC/USDT:USDT", native="BTC-USDT", price_decimals=1, size_decimals=3,
                 listed_at_ns=invented("BTC-USDT").begin_ms * NS_PER_MS, max_leverage=100.0,
             )  # fmt: skip
         assert dict(emulator.venue.requests) == {"swap/v2/quote/contracts": 1}
         emulator.venue.retick("BTC-USDT", price_decimals=2)
-        assert (await history.markets())["BTC/USDT:USDT"].price_decimals == 2
+        emulator.venue.delist("ETH-USDT")
+        markets = await history.markets()
+        assert set(markets) == {"BTC/USDT:USDT", "DOGE/USDC:USDC"}
+        assert markets["BTC/USDT:USDT"].price_decimals == 2
 
 
 async def test_candles_are_paged_final_and_equal_the_tapes() -> None:

@@ -74,14 +74,19 @@ def body(data: Any, code: str = "00000", message: str = "success") -> dict[str, 
     return {"code": code, "msg": message, "requestTime": 1695865615662, "data": data}
 
 
-async def test_markets_are_the_perpetuals_that_trade() -> None:
+async def test_markets_are_the_perpetuals_that_are_listed() -> None:
     async with remembering() as (emulator, history, btc):
         assert {symbol: market.native for symbol, market in (await history.markets()).items()} == SYMBOLS
         assert (btc.exchange, btc.price_decimals, btc.size_decimals, btc.volume_unit) == ("bitget", 1, 3, "base coin")
         assert (btc.listed_at_ns, btc.max_leverage) == (None, 125.0)
         emulator.venue.halt("BTCUSDT")
+        halted = await history.markets()
+        assert {symbol: market.trading for symbol, market in halted.items()} == dict.fromkeys(SYMBOLS, True) | {
+            "BTC/USDT:USDT": False
+        }
+        emulator.venue.delist("BTCUSDT")
         assert set(await history.markets()) == {"BTC/USDC:USDC", "ETH/USD:ETH"}
-        assert emulator.venue.requests["mix/market/contracts"] == 9
+        assert emulator.venue.requests["mix/market/contracts"] == 12
 
 
 async def test_a_recorded_contract_reads_as_documented() -> None:

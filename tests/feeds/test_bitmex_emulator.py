@@ -318,6 +318,10 @@ async def test_markets_are_named_as_ccxt_named_them_and_say_what_a_contract_is()
         assert (btc.exchange, btc.size_decimals, btc.max_leverage) == ("bitmex", 0, 100.0)
         assert btc.listed_at_ns == emulator.venue.tapes["XBTUSD"].begin_ms * NS_PER_MS
         emulator.venue.halt("XBTUSD")
+        halted = await history.markets()
+        assert set(halted) == set(SYMBOLS)
+        assert [symbol for symbol, market in halted.items() if not market.trading] == ["BTC/USD:BTC"]
+        emulator.venue.delist("XBTUSD")
         assert set(await history.markets()) == set(SYMBOLS) - {"BTC/USD:BTC"}
 
 

@@ -124,7 +124,7 @@ async def test_a_halted_market_is_listed_and_not_traded() -> None:
         hand.advance(300)
         assert {msgspec.json.decode(await socket.recv())["s"] for _ in range(20)} == {"ETHUSDT"}
         assert {name: one["status"] for name, one in (await contracts(port)).items()} == {
-            "BTCUSDT": "CLOSE", "ETHUSDT": "TRADING"
+            "BTCUSDT": "TRADING_HALT", "ETHUSDT": "TRADING"
         }  # fmt: skip
         _, bars = await get(port, "klines", symbol="BTCUSDT", interval="1m", limit=4)
         assert [bar[5] for bar in bars] == ["0.000"] * 4

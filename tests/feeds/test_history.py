@@ -110,6 +110,20 @@ async def test_markets_are_named_as_ccxt_names_them(emulator: tuple[Emulator, Bi
     assert dict(exchange.venue.requests) == {"exchangeInfo": 1}
 
 
+async def test_a_halted_market_is_listed_and_one_that_is_gone_is_not(
+    emulator: tuple[Emulator, BinanceHistory],
+) -> None:
+    exchange, history = emulator
+    exchange.venue.halt("BTCUSDT")
+    listed = await history.markets()
+    assert {symbol: market.trading for symbol, market in listed.items()} == {
+        "BTC/USDT:USDT": False, "DOGE/USDT:USDT": True
+    }  # fmt: skip
+    exchange.venue.resume("BTCUSDT")
+    exchange.venue.delist("DOGEUSDT")
+    assert {symbol: market.trading for symbol, market in (await history.markets()).items()} == {"BTC/USDT:USDT": True}
+
+
 async def test_candles_are_paged_final_and_equal_the_fold_of_the_trades(
     emulator: tuple[Emulator, BinanceHistory],
 ) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from feeds.events import Event, Malformed, MarketTrade, MarkPrice
 from feeds.market import NS_PER_MS, Trade
-from feeds.merge import Merge
+from feeds.merge import HELD_MAX, Merge
 from feeds.traits import Identity, Traits
 from tests.feeds.test_binance import market
 
@@ -63,6 +63,43 @@ def test_a_number_that_no_connection_delivers_is_stepped_over_and_counted() -> N
     both.take(2, [row(2, number=7)])
     assert ids(both.leave(1)) == [7]
     assert both.lost == 4
+
+
+@pytest.mark.parametrize(
+    ("numbers", "lead"), [([1000, 1001, 10**15, *range(1002, 1008)], 0), ([1000, 1001, *range(1, 8)], 3)]
+)
+def test_numbers_that_run_backwards_on_every_connection_are_followed(numbers: list[int], lead: int) -> None:
+    both, out = merge(Identity.NUMBERED), list[int]()
+    both.join(1)
+    both.join(2)
+    for at in range(len(numbers) + lead):
+        if at < len(numbers):
+            out += ids(both.take(1, [row(at, number=numbers[at])]))
+        if at >= lead:
+            out += ids(both.take(2, [row(at - lead, number=numbers[at - lead])]))
+    assert out == numbers
+
+
+def test_what_is_remembered_is_bounded_though_a_time_was_false() -> None:
+    only = merge(Identity.UNIQUE)
+    only.join(1)
+    only.take(1, [row(10**12, number=1)])
+    for number in range(2, HELD_MAX + 1000):
+        only.take(1, [row(number, number=number)])
+    assert len(only._markets[BTC.symbol].told) <= HELD_MAX
+
+
+def test_a_younger_connection_goes_on_alone_only_once_all_rows_of_the_time_it_began_are_told() -> None:
+    both = merge(Identity.NONE)
+    both.join(1)
+    both.take(1, [row(0)])
+    both.join(2)
+    both.take(2, [row(7), row(7)])
+    both.take(1, [row(7)])
+    assert not both.agrees(2)
+    both.take(1, [row(7)])
+    assert both.agrees(2)
+    assert both.leave(1) == []
 
 
 @pytest.mark.parametrize("identity", [Identity.UNIQUE, Identity.NONE])

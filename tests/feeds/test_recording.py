@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from feeds.capture import Frame, recordings_in, tape_frames, tape_trades
 from feeds.events import Entry
 from feeds.market import Market
-from feeds.recording import FRAME_MAX_BYTES, SUFFIX, Header, Open, Record, Recorder, is_recording, play, read_header
+from feeds.playback import is_recording, play, read_header
+from feeds.recording import FRAME_MAX_BYTES, SUFFIX, Header, Open, Record, Recorder
 
 HOUR_NS = 3_600_000_000_000
 RUN_NS = 1_760_000_000_000_000_000 // HOUR_NS * HOUR_NS

@@ -17,12 +17,14 @@ from structlog.testing import CapturingLogger, LogCapture
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
+from feeds import runner
 from feeds.errors import RequestRefused
 from feeds.events import Event, Malformed, MarketTrade, MarkPrice, Reply
 from feeds.exchanges.binance import BinanceCodec
 from feeds.market import CandleSpec, Market
 from feeds.runner import FeedRunner
 from feeds.session import State
+from feeds.transport import Connection, connect
 from tests.data import ROOT
 from tests.feeds.test_binance import agg, mark, market, wrapped
 from tests.feeds.test_transport import port_of, until
@@ -344,6 +346,36 @@ async def test_a_connection_is_replaced_before_it_is_too_old_and_nothing_is_lost
         assert feed.sink.edges == ["connected", "rolled over, 0 lost", "rolled over, 0 lost"]
     assert feed.sink.ids == list(range(feed.sink.ids[0], feed.sink.ids[-1] + 1))
     assert feed.logged == ["feed_connected", "feed_rolled_over", "feed_rolled_over"]
+
+
+async def test_an_old_connection_that_is_slow_to_close_hides_nothing_of_its_replacement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closing, closed = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def slow_to_close(url: str, **options: Any) -> AsyncIterator[Connection]:
+        async with connect(url, **options) as connection:
+            try:
+                yield connection
+            finally:
+                closing.set()
+                await closed.wait()
+
+    async def replacement(websocket: ServerConnection) -> None:
+        await accept(websocket)
+        await closing.wait()
+        await websocket.send(wrapped(mark()))
+        await until(lambda: any(isinstance(call, MarkPrice) for call in feed.sink.calls))
+        websocket.transport.abort()
+
+    monkeypatch.setattr(runner, "connect", slow_to_close)
+    async with staged(trades(1), replacement, trades(2)) as (_, url, _), feeding(url, codec=Short) as feed:
+        await feed.sink.until(lambda sink: len(sink.edges) == 2)
+        assert feed.sink.edges[1].startswith("connection ended"), "nothing is live while the old one is closing"
+        closed.set()
+        await feed.sink.until(lambda sink: sink.edges[-1] == "connected" and 2 in sink.ids)
+        assert feed.sink.edges.count("connected") == 2
 
 
 async def test_a_replacement_that_fails_is_tried_again_while_the_old_connection_goes_on() -> None:
