@@ -217,7 +217,7 @@ class Store(_Section):
     journal_max_bytes: Annotated[int, Field(ge=1_000_000)] = 1_000_000_000
     """Bytes of all candles, shared alike by all markets and specs; likewise."""
     snapshot_every: Annotated[int, Field(ge=1, le=1000)] = 64
-    """Closed candles between two snapshots of a market's state; what follows the newest is folded again after a crash."""
+    """Closed candles between two snapshots of a market's state; those since the newest are folded again after a crash."""
 
 
 class Model(_Section):

@@ -12,7 +12,7 @@ from daemon.line import Line
 from daemon.metrics import Metrics
 from daemon.pipeline import Channel, MarketPipeline
 from daemon.source import Source
-from feeds.budget import Priority
+from feeds.budget import AT_ONCE, Priority
 from feeds.errors import RequestRefused
 from feeds.history import PAGE_ROWS
 from feeds.market import NS_PER_DAY, Market, Trade
@@ -31,6 +31,10 @@ MANY = 20
 """From so many markets on, settled funding is asked for in one list where the exchange has one."""
 UNFILLED_PAUSE_S, UNFILLED_CAP_S = 0.5, 15.0
 """How long to leave a hole alone that an answer has not made smaller, doubled each time: the market may be halted."""
+WARMING_MAX = 2 * AT_ONCE
+"""Markets whose warm-up is fetched or folded at the same time; what is fetched sooner would only lie in memory."""
+FOLD_ROWS = 256
+"""Candles folded in one turn of the event loop, some milliseconds: frames do not wait for a whole warm-up."""
 FUNDING_BEFORE_NS = 2 * NS_PER_DAY
 """How much older than the fold the funding history begins: enough to know its interval."""
 
@@ -66,6 +70,7 @@ class Keeper:
         self._busy: set[str] = set()
         self._audited: dict[str, int] = {}
         self._clock_asked_s = 0.0
+        self._warming, self._folding = asyncio.Semaphore(WARMING_MAX), asyncio.Lock()
         self._apart = False
         """Whether the exchange serves settled funding market by market only."""
         self._together: set[str] = set()
@@ -176,10 +181,12 @@ class Keeper:
             self._unfilled[line.name] = _Unfilled(seq, pause_s, clock.monotonic_s() + pause_s)
 
     async def _fetch_candles(self, market: MarketPipeline, line: Line) -> None:
-        hole = self._hole(market, line)
-        if hole is None:
-            return
         was_ready = line.engine.phase is Phase.READY
+        async with contextlib.nullcontext() if was_ready else self._warming:
+            if hole := self._hole(market, line):
+                await self._fill(market, line, hole, was_ready=was_ready)
+
+    async def _fill(self, market: MarketPipeline, line: Line, hole: tuple[int, int], *, was_ready: bool) -> None:
         asked_ns = market.clock.now_ns
         interval_ns = line.spec.interval_ns
         span = {"start_ns": (hole[0] - 1) * interval_ns, "end_ns": hole[1] * interval_ns}
@@ -187,7 +194,14 @@ class Keeper:
             lambda: self._history.candles(market.market, line.spec, **span),
             Priority.REPAIR if was_ready else Priority.WARM_UP,
         )
-        line.backfill(candles, hole, asked_ns, by_hand=was_ready)
+        async with self._folding:
+            first = hole[0]
+            for at in range(0, max(1, len(candles)), FOLD_ROWS):
+                rows = candles[at : at + FOLD_ROWS]
+                last = rows[-1].seq if rows else hole[1]
+                line.backfill(rows, (first, last), asked_ns, by_hand=was_ready)
+                first = last + 1
+                await asyncio.sleep(0)
         self._note_unfilled(line, hole[0])
         if was_ready and candles:
             self._metrics.repairs_total.labels(self._exchange).inc()

@@ -376,7 +376,7 @@ class Line:
         cause = Cause(asked_at_ns)
         origin = Origin.REPAIRED if by_hand else Origin.EXCHANGE
         have = {candle.seq: candle for candle in candles}
-        if self._leading_gap and have and min(have) > self.next_seq:
+        if self._leading_gap and have and self.next_seq not in self._waiting and min(have) > self.next_seq:
             # The exchange's history begins later than the fold would: what is not known is not made up.
             self.next_seq = min(have)
         for seq in range(asked[0], max(have, default=asked[0] - 1)):

@@ -187,6 +187,7 @@ class Publisher:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_S):
                 await self._ship_all(connection)
+        self._note_acknowledged()
         if left := self._store.load().rows:
             self._log.warning("broker_drain_incomplete", outbox=left)
 
@@ -195,7 +196,7 @@ class Publisher:
         if connection.lost.is_set():
             return
         try:
-            async with asyncio.timeout(DRAIN_S):
+            async with asyncio.timeout(GOODBYE_S):
                 await connection.publish(self._status_topic, self._offline, qos=1, retain=True)
         except (TimeoutError, BrokerError) as error:
             self._log.warning("broker_left_rudely", reason=str(error) or "timeout")

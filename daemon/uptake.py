@@ -81,6 +81,7 @@ class Uptake:
             pipeline.stitch_from(min(starts_ns))
         self.forget(symbol)
         self._taken(pipeline)
+        await asyncio.sleep(0)  # a journal may have been folded: frames have waited
 
     def _waits(self, pipeline: MarketPipeline) -> bool:
         return self.waiting.get(pipeline.market.symbol, (None,))[0] is pipeline

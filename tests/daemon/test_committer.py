@@ -165,12 +165,12 @@ async def test_candles_go_by_age_and_bytes_but_for_those_of_a_start(tmp_path: Pa
     floor = 2 * EPOCH + WARMUP
     for bounds in ({"journal_max_days": 0.01}, {"journal_max_bytes": 1_000_000}):
         shell = Shell(tmp_path / next(iter(bounds)), **bounds)
-        for upto in range(BEGIN + 1000, BEGIN + 8001, 1000):
+        for upto in range(BEGIN + 1000, BEGIN + 12_001, 1000):
             shell.market.clock.set(upto * MINUTE.interval_ns)
             shell.offer(upto)
             shell.committer.flush()
         kept = len(shell.store.journal(shell.line.name, 0))
-        assert kept == floor if "journal_max_days" in bounds else 4000 < kept < 7000, bounds
+        assert kept == floor if "journal_max_days" in bounds else 8000 < kept < 9400, bounds
         shell.store.close()
 
 
