@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help install demo test fuzz day run bench evaluate artifact clean
+.PHONY: help install demo test fuzz day simulate run bench evaluate artifact clean
 
 help:
 	@echo 'make install   create .venv and install'
@@ -17,6 +17,7 @@ help:
 	@echo 'make test      style, types, architecture and tests'
 	@echo 'make fuzz      200,000 damaged frames for each exchange'
 	@echo 'make day       a day of recorded trades through each emulated exchange, with cuts, rollovers, stalls'
+	@echo 'make simulate  1,000 schedules of faults against the whole daemon in virtual time; SEEDS=50, FIRST=0'
 	@echo 'make run       the daemon on the shipped configuration: Binance live; CONFIG=file for another'
 	@echo 'make bench     where the microseconds go'
 	@echo 'make evaluate  the table of docs/model.md, and a report a row; DATA=folder of candles, OUT=folder to write to'
@@ -57,6 +58,12 @@ fuzz: install
 day: install
 	DAY_HOURS=24 $(BIN)/pytest -q tests/daemon/test_day.py
 
+SEEDS ?= 1000
+FIRST ?= 0
+
+simulate: install
+	@PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
+
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -76,3 +83,4 @@ artifact: install
 bench: install
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/tick.py
+	$(BIN)/python benchmarks/store.py

@@ -217,7 +217,7 @@ class Store(_Section):
     journal_max_bytes: Annotated[int, Field(ge=1_000_000)] = 1_000_000_000
     """Bytes of all candles, shared alike by all markets and specs; likewise."""
     snapshot_every: Annotated[int, Field(ge=1, le=1000)] = 64
-    """Closed candles between two snapshots of a market's state; those since the newest are folded again after a crash."""
+    """Closed candles between two snapshots of a market's state; after a crash, those since are folded again."""
 
 
 class Model(_Section):
@@ -296,7 +296,7 @@ class Feed(_Section):
     redundant: bool = False
     """Whether a second connection carries the same streams all the time, so that the loss of one loses nothing."""
     proxy: SecretStr | None = None
-    """Proxy of websocket and REST: `http://`, `socks5://` or `socks5h://[user:password@]host:port`; none: none at all."""
+    """Proxy for all of it: `http://`, `socks5://` or `socks5h://[user:password@]host:port`; none: none at all."""
     ws_url: str | None = None
     """Replaces scheme, host and port of the exchange's websocket address; the path stays."""
     rest_url: str | None = None

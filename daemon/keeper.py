@@ -34,7 +34,7 @@ UNFILLED_PAUSE_S, UNFILLED_CAP_S = 0.5, 15.0
 WARMING_MAX = 2 * AT_ONCE
 """Markets whose warm-up is fetched or folded at the same time; what is fetched sooner would only lie in memory."""
 FOLD_ROWS = 256
-"""Candles folded in one turn of the event loop, some milliseconds: frames do not wait for a whole warm-up."""
+"""Candles folded in one turn of the event loop, some 20 ms: frames do not wait for a whole warm-up."""
 FUNDING_BEFORE_NS = 2 * NS_PER_DAY
 """How much older than the fold the funding history begins: enough to know its interval."""
 

@@ -271,6 +271,17 @@ def test_a_live_answer_is_what_the_signal_says_if_the_candle_closes_so() -> None
         )  # fmt: skip
 
 
+def test_a_mark_price_before_the_stitch_hides_no_candle_from_it() -> None:
+    """A market is listened to before it is taken up; what its stitch fetches begins earlier."""
+    exchange = Exchange("5s", model=FINE)
+    exchange.market.connected()
+    exchange.take(mark(exchange.begin_ns + 7 * NS_PER_S))
+    exchange.market.stitch_from(exchange.market.channels["5s"].line.next_open_ns)
+    for event in exchange.live_events()[:200]:
+        exchange.take(event)
+    assert exchange.line.missing(exchange.market.clock.now_ns - 10 * NS_PER_S) is None
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_candles_without_klines_are_stitched_over_cuts(seed: int) -> None:
     """5 s and 100-trade candles have no klines to be repaired from: every trade is fetched."""

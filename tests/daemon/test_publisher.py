@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import random
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -256,3 +257,14 @@ async def test_the_last_signal_goes_when_it_is_no_longer_valid(tmp_path: Path, s
                 while "lstmd/a/last" in (kept := await retained(broker.url)):  # noqa: ASYNC110
                     await asyncio.sleep(0.2)  # the broker tells nobody
     assert "lstmd/b/last" in kept
+
+
+async def test_a_disk_that_fails_leaves_a_status_that_says_so(tmp_path: Path, store: Store) -> None:
+    """An error of ours ends the shipper; whoever leaves politely has no last will, so it says offline itself."""
+    async with asyncio.timeout(WAIT_S), running("embedded", tmp_path) as broker, following(broker.url) as follower:
+        publisher = publisher_for(broker.url, store)
+        publisher.added(enqueue(store, "a", range(3)), {})
+        store.close()
+        with pytest.raises(sqlite3.ProgrammingError):
+            await publisher.run(asyncio.Event())
+        await until(lambda: follower.statuses() == [b"online", b"offline"])

@@ -59,6 +59,23 @@ async def test_nobody_asks_before_the_time_that_the_exchange_named() -> None:
     assert requests.order == ["a"]
 
 
+async def test_a_wall_clock_set_back_makes_no_wait_longer_than_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feeds.budget.SLACK_S", 0.0)
+    monkeypatch.setattr("feeds.budget.REMEMBERED_S", 0.05)
+    now_ns = NOW_NS
+    budget = Budget(lambda: now_ns)
+    budget.block(0.05)
+    now_ns -= 86_400 * 10**9
+    restarted = Budget(lambda: now_ns)
+    restarted.blocked_until_ns = budget.blocked_until_ns
+    for waiting in (budget, restarted):
+        requests = Requests(waiting)
+        requests.release.release()
+        async with asyncio.timeout(30):
+            await requests.ask("a", None)
+        assert requests.order == ["a"]
+
+
 async def test_one_that_gives_up_waiting_takes_no_turn() -> None:
     requests = Requests(Budget(lambda: NOW_NS))
     busy = [asyncio.create_task(requests.ask(f"busy {n}", None)) for n in range(AT_ONCE)]

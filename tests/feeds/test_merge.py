@@ -65,6 +65,28 @@ def test_a_number_that_no_connection_delivers_is_stepped_over_and_counted() -> N
     assert both.lost == 4
 
 
+def test_after_an_outage_of_all_connections_the_first_back_is_not_kept_waiting() -> None:
+    both = merge(Identity.NUMBERED)
+    both.join(1)
+    both.take(1, [row(0, number=1)])
+    both.leave(1)
+    both.join(2)
+    both.join(3)
+    assert ids(both.take(2, [row(9000, number=12)])) == [12], "connection 3 may be silent for long"
+
+
+def test_no_mark_price_goes_before_the_trades_that_wait() -> None:
+    """It would close their candle without them."""
+    both = merge(Identity.NUMBERED)
+    both.join(1)
+    both.take(1, [row(0, number=1)])
+    both.join(2)
+    mark = MarkPrice(BTC, 1.0, 1.0, 0.0, 0, (T0_MS + 2000) * NS_PER_MS, 0)
+    assert both.take(1, [row(1, number=3), mark]) == []
+    assert ids(both.take(2, [row(1, number=3)])) == [3]
+    assert both.take(1, [mark]) == [mark]
+
+
 @pytest.mark.parametrize(
     ("numbers", "lead"), [([1000, 1001, 10**15, *range(1002, 1008)], 0), ([1000, 1001, *range(1, 8)], 3)]
 )
