@@ -277,8 +277,10 @@ def test_a_mark_price_before_the_stitch_hides_no_candle_from_it() -> None:
     exchange.market.connected()
     exchange.take(mark(exchange.begin_ns + 7 * NS_PER_S))
     exchange.market.stitch_from(exchange.market.channels["5s"].line.next_open_ns)
-    for event in exchange.live_events()[:200]:
-        exchange.take(event)
+    for event in exchange.live_events()[:400]:
+        exchange.now_ns = time_of(event)
+        exchange.pipeline.handle([event])
+        exchange.fetch()
     assert exchange.line.missing(exchange.market.clock.now_ns - 10 * NS_PER_S) is None
 
 

@@ -259,12 +259,18 @@ async def test_the_last_signal_goes_when_it_is_no_longer_valid(tmp_path: Path, s
     assert "lstmd/b/last" in kept
 
 
-async def test_a_disk_that_fails_leaves_a_status_that_says_so(tmp_path: Path, store: Store) -> None:
+async def test_a_disk_that_fails_leaves_a_status_that_says_so(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An error of ours ends the shipper; whoever leaves politely has no last will, so it says offline itself."""
+
+    def acknowledge(_rows: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(store, "acknowledge", acknowledge)
     async with asyncio.timeout(WAIT_S), running("embedded", tmp_path) as broker, following(broker.url) as follower:
         publisher = publisher_for(broker.url, store)
         publisher.added(enqueue(store, "a", range(3)), {})
-        store.close()
-        with pytest.raises(sqlite3.ProgrammingError):
+        with pytest.raises(sqlite3.OperationalError):
             await publisher.run(asyncio.Event())
         await until(lambda: follower.statuses() == [b"online", b"offline"])

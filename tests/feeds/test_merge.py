@@ -81,7 +81,7 @@ def test_no_mark_price_goes_before_the_trades_that_wait() -> None:
     both.join(1)
     both.take(1, [row(0, number=1)])
     both.join(2)
-    mark = MarkPrice(BTC, 1.0, 1.0, 0.0, 0, (T0_MS + 2000) * NS_PER_MS, 0)
+    mark = MarkPrice(BTC, (T0_MS + 2000) * NS_PER_MS, 0, 1.0)
     assert both.take(1, [row(1, number=3), mark]) == []
     assert ids(both.take(2, [row(1, number=3)])) == [3]
     assert both.take(1, [mark]) == [mark]
