@@ -22,7 +22,7 @@ from feeds.backoff import Backoff
 from feeds.errors import FORBIDDEN_S, Forbidden, RateLimited, RemoteError
 from feeds.events import Event, Kline, Malformed, MarketTrade, MarkPrice
 from feeds.history.ccxt import build, candle_of, timeframe, trade_of
-from feeds.history.http import network_faults
+from feeds.history.client import network_faults
 from feeds.market import NS_PER_MS, NS_PER_S, CandleSpec, Market
 from feeds.proxy import masked, shown
 from feeds.runner import FeedSink

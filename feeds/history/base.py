@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from feeds.budget import Budget, Priority, asking_for
 from feeds.errors import FeedError, Forbidden, RateLimited, RemoteError, RequestRefused
 from feeds.events import FundingSettlement
-from feeds.history.http import network_faults
+from feeds.history.client import network_faults
 from feeds.market import NS_PER_MS, Candle, CandleSpec, Market, Origin, Trade
 from feeds.proxy import masked, shown
 

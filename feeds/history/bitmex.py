@@ -28,7 +28,7 @@ from feeds.history.base import (
     moved,
     scaled,
 )
-from feeds.history.http import HttpClient, TokenBucket
+from feeds.history.client import HttpClient, TokenBucket
 from feeds.market import NS_PER_MS, NS_PER_S, Candle, CandleSpec, Market, Trade
 
 _BURST, _PER_S = 25, 0.45

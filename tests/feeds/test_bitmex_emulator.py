@@ -36,7 +36,7 @@ from feeds.exchanges.bitmex import BitmexCodec, trade_id
 from feeds.history import bitmex as bitmex_history
 from feeds.history import open_history
 from feeds.history.bitmex import BitmexHistory
-from feeds.history.http import TokenBucket
+from feeds.history.client import TokenBucket
 from feeds.market import NS_PER_MS, NS_PER_S, Candle, CandleSpec, Origin
 from feeds.runner import FeedRunner
 from inference.engine import Model
