@@ -321,6 +321,8 @@ class BitmexCodec:
             answer = _decode_answer(frame)
         except msgspec.ValidationError as error:
             return malformed("type", error, frame)
+        except (msgspec.DecodeError, RecursionError) as error:  # the first reading stopped at a type, before this
+            return malformed("json", error, frame)
         if answer.error is not None or not answer.success:
             return [Refusal(self._request_meant(answer.request), answer.status, (answer.error or "refused")[:200])]
         if answer.subscribe is not None:
