@@ -8,9 +8,10 @@ from typing import NamedTuple
 from structlog.typing import FilteringBoundLogger
 
 from daemon import clock
+from daemon.auditor import Auditor
 from daemon.line import Line
 from daemon.metrics import Metrics
-from daemon.pipeline import Channel, MarketPipeline
+from daemon.pipeline import MarketPipeline
 from daemon.source import Source
 from feeds.budget import AT_ONCE, Priority
 from feeds.errors import RequestRefused
@@ -23,8 +24,8 @@ REPAIR_POLL_S = 0.1
 """How often holes are looked for; a hole of one candle must be seen twice, as the next event fills most of them."""
 REPAIR_POLL_PER_MARKET_S = 0.0005
 """Looking costs some microseconds a market, so with many it is done less often."""
-CLOCK_POLL_S = 5.0
-"""How often the exchange's clock is asked while its websocket is away."""
+AWAY_POLL_S = 5.0
+"""How often a market's trades and the exchange's clock are asked for while its websocket is away."""
 REFUSED_PAUSE_S = 60.0
 """How long a market rests after the exchange refused a request of ours for it."""
 MANY = 20
@@ -68,8 +69,10 @@ class Keeper:
         self._unfilled: dict[str, _Unfilled] = {}
         self._rests_until_s: dict[str, float] = {}
         self._busy: set[str] = set()
-        self._audited: dict[str, int] = {}
+        self._auditor = Auditor(source, moved=moved)
         self._clock_asked_s = 0.0
+        self._caught_up_s: dict[str, float] = {}
+        """When all the trades that the exchange had of a market were fetched, while its websocket was away."""
         self._warming, self._folding = asyncio.Semaphore(WARMING_MAX), asyncio.Lock()
         self._apart = False
         """Whether the exchange serves settled funding market by market only."""
@@ -102,31 +105,35 @@ class Keeper:
                         await stop.wait()
 
     async def _ask_clock(self, markets: Sequence[MarketPipeline]) -> None:
-        if clock.monotonic_s() - self._clock_asked_s < CLOCK_POLL_S:
+        if clock.monotonic_s() - self._clock_asked_s < AWAY_POLL_S:
             return
         self._clock_asked_s = clock.monotonic_s()
-        now_ns = await self._source.insist(self._history.time_ns, Priority.REPAIR)
+        try:
+            now_ns = await self._source.insist(self._history.time_ns, Priority.REPAIR)
+        except RequestRefused as error:
+            self._log.error("clock_refused", reason=str(error))
+            return
         for market in markets:
             market.clock.set(now_ns)
 
     def _wanting(self, market: MarketPipeline) -> bool:
         """Tell whether the exchange is to be asked for something; no request is made here."""
-        if self._funding_due(market) or (market.stitch and market.stitch.wants):
+        if self._funding_due(market) or self._wants_trades(market):
             return True
         channels = [channel for channel in market.channels.values() if channel.has_kline]
         holes = [self._hole(market, channel.line) for channel in channels]  # each is to be seen, for the second look
-        return any(holes) or any(self._unaudited(market, channel) for channel in channels)
+        return any(holes) or any(self._auditor.due(market, channel) for channel in channels)
 
     async def _look_after(self, market: MarketPipeline) -> None:
         try:
             if self._funding_due(market):
                 await self._fetch_funding(market)
-            if market.stitch and market.stitch.wants:
+            if self._wants_trades(market):
                 await self._fetch_trades(market)
             for channel in market.channels.values():
                 if channel.has_kline:
                     await self._fetch_candles(market, channel.line)
-                    await self._audit(market, channel)
+                    await self._auditor.audit(market, channel)
         except RequestRefused as error:
             self._log.error("history_refused", market=market.market.symbol, reason=str(error))
             self._rests_until_s[market.market.symbol] = clock.monotonic_s() + REFUSED_PAUSE_S
@@ -208,37 +215,14 @@ class Keeper:
             self._log.info("hole_filled", market=line.market.symbol, candles=line.spec.text, rows=len(candles))
         self._moved()
 
-    # ---- audit
-
-    def _unaudited(self, market: MarketPipeline, channel: Channel) -> tuple[int, int] | None:
-        """Return the folded candles that no stream has confirmed and that the exchange's rows can confirm by now."""
-        line = channel.line
-        if market.traits.kline_patience_ns or not line.next_seq or line.engine.phase is not Phase.READY:
-            return None
-        final = line.spec.seq_at(market.clock.now_ns - self._history.settle_ns)
-        if line.name not in self._audited:  # it may have been stopped before its newest candles were compared
-            self._audited[line.name] = line.first_own() - 1
-        first = self._audited[line.name] + 1
-        last = min(line.next_seq - 1, final)
-        return (max(first, last - PAGE_ROWS + 1), last) if last >= first else None
-
-    async def _audit(self, market: MarketPipeline, channel: Channel) -> None:
-        span = self._unaudited(market, channel)
-        if span is None:
-            return
-        spec = channel.line.spec
-        official = await self._source.insist(
-            lambda: self._history.candles(
-                market.market, spec, start_ns=(span[0] - 1) * spec.interval_ns, end_ns=span[1] * spec.interval_ns
-            ),
-            Priority.AUDIT,
-        )
-        for candle in official:
-            market.audit(channel, candle)
-        self._audited[channel.line.name] = span[1]
-        self._moved()
-
     # ---- trades
+
+    def _wants_trades(self, market: MarketPipeline) -> bool:
+        """Tell whether a stitch is to be gone on with: what is fetched can join nothing while the websocket is away."""
+        if market.stitch is None or market.stitch.wants is None:
+            return False
+        waits_s = clock.monotonic_s() - self._caught_up_s.get(market.market.symbol, 0.0)
+        return waits_s >= AWAY_POLL_S or self._unbroken(market) is not None
 
     async def _fetch_trades(self, market: MarketPipeline) -> None:
         """Fetch pages until one is not full; the next round goes on from there."""
@@ -251,6 +235,7 @@ class Keeper:
             market.fill(page, at_end=unbroken and len(page) < PAGE_ROWS)
             self._moved()
             if len(page) < PAGE_ROWS:
+                self._caught_up_s[market.market.symbol] = clock.monotonic_s()
                 return
 
     async def _page(self, market: Market, wants: Wants) -> list[Trade]:

@@ -95,8 +95,12 @@ class Line:
         engine: MarketEngine,
         funding: FundingBook,
         context: Callable[[], Context],
+        worked: Callable[["Line"], None] = lambda _: None,
     ) -> None:
-        """Set up; `context` gives what the market says beside its candles when a message is written."""
+        """Set up; `context` gives what the market says beside its candles when a message is written.
+
+        `worked` is told when there is something to take, or more of it.
+        """
         self.market, self.spec, self.engine, self.funding = market, spec, engine, funding
         self.key = (market.exchange, market.symbol)
         self.name = f"{market.exchange}|{market.symbol}|{spec}"
@@ -115,7 +119,7 @@ class Line:
         self._absent: dict[int, int] = {}
         self._owed: int | None = None
         """The first ordinal that still has no message; None before the stream begins."""
-        self._context = context
+        self._context, self._worked = context, worked
         self._work = LineWork([], [], [], [])
         self._leading_gap = False
 
@@ -284,6 +288,7 @@ class Line:
         answer, void_hash = self._advance(row, charge)
         self._remember(row)
         self._leading_gap = False
+        self._worked(self)
         self._work.rows.append(row)
         if row.seq < self.publish_from:
             return
@@ -322,6 +327,11 @@ class Line:
         own = (row.seq for row in self._history if row.candle and row.candle.origin is Origin.TRADES)
         return next(own, self.next_seq)
 
+    def is_own(self, seq: int) -> bool:
+        """Tell whether a folded candle, one of the newest, is of our own making."""
+        row = next((row for row in reversed(self._history) if row.seq <= seq), None)
+        return row is not None and row.seq == seq and row.candle is not None and row.candle.origin is Origin.TRADES
+
     def audit(self, official: Candle) -> bool:
         """Set a folded candle against the exchange's; on a difference repair journal and state.
 
@@ -347,6 +357,7 @@ class Line:
 
     def differs(self, ours: Candle | None, official: Candle, *, repaired: bool = False) -> None:
         """Note that a candle of ours was not the exchange's."""
+        self._worked(self)
         self._work.mismatches.append(Mismatch(ours, official, repaired))
 
     def _refold(self) -> None:
@@ -468,6 +479,7 @@ class Line:
         context.origin = origin
         context.event_time = topics.rfc3339(cause.event_time_ns) if cause.event_time_ns else None
         context.late = late
+        self._worked(self)
         self._work.drafts.append(
             Draft(
                 seq=payload.seq,

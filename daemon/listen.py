@@ -126,6 +126,11 @@ class Listener:
         for hearing in self.hearings.values():
             hearing.pipeline.lost()
 
+    def interrupted(self) -> None:
+        """Note that trades may be missing."""
+        for hearing in self.hearings.values():
+            hearing.pipeline.doubt()
+
     def rolled_over(self, lost: int) -> None:
         """Pass over it: nobody listens for as long."""
 

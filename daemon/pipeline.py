@@ -4,8 +4,8 @@ A `MarketPipeline` owns what is known of one market (sequence of trades, the exc
 the `Pipeline` routes events to it and collects the work of all lines for the shell to commit and publish.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 
 from daemon import topics
 from daemon.line import Cause, Line, LineWork
@@ -13,7 +13,7 @@ from daemon.topics import Context, Live
 from feeds.closing import Closer
 from feeds.events import FundingSettlement, Kline, MarketEvent, MarketTrade, MarkPrice
 from feeds.market import Candle, CandleSpec, Market, Trade
-from feeds.sequence import ExchangeClock, Reorder, Verdict, sequence_of
+from feeds.sequence import GAP, NEXT, ExchangeClock, Reorder, Verdict, sequence_of
 from feeds.stitch import Stitch
 from feeds.traits import Identity, Traits
 from inference.engine import MarketEngine, Model, Peek, Phase, peek
@@ -21,19 +21,26 @@ from inference.funding import FundingBook
 from inference.revisions import RevisionBook
 from inference.signals import Decision
 
+CONFIRMED_MAX = 1000
+"""Candles that may wait to be compared, while some are not confirmed; past it they are compared once more."""
+
 
 class Channel:
     """One spec of a market: what closes its candles, and where they go."""
 
     def __init__(self, closer: Closer, line: Line, *, has_kline: bool) -> None:
         self.closer, self.line, self.has_kline = closer, line, has_kline
+        self.confirmed: deque[int] = deque(maxlen=CONFIRMED_MAX)
+        """Ordinals whose closed kline came on the stream lately."""
 
 
 class MarketPipeline:
     """Everything known of one market."""
 
-    def __init__(self, market: Market, traits: Traits, *, base_topic: str) -> None:
-        self.market, self.traits = market, traits
+    def __init__(
+        self, market: Market, traits: Traits, *, base_topic: str, worked: Callable[[Line], None] = lambda _: None
+    ) -> None:
+        self.market, self.traits, self._worked = market, traits, worked
         self.clock = ExchangeClock()
         self.funding = FundingBook()
         self.channels: dict[str, Channel] = {}
@@ -65,6 +72,7 @@ class MarketPipeline:
             engine=MarketEngine(model, self.market, spec, revisions),
             funding=self.funding,
             context=self._context,
+            worked=self._worked,
         )
         closer = Closer(self.market, spec, self.traits, has_kline=has_kline, by_exchange=by_exchange)
         self.channels[spec.text] = Channel(closer, line, has_kline=has_kline)
@@ -84,8 +92,12 @@ class MarketPipeline:
         self._seen = True
 
     def lost(self) -> None:
-        """Note that trades may be missed from now on."""
+        """Note that trades are missed from now on, until `connected`."""
         self._seen = False
+        self.doubt()
+
+    def doubt(self) -> None:
+        """Note that trades may be missing before the next."""
         self._order.clear()  # what would have gone before them may be missing
         for channel in self.channels.values():
             channel.closer.doubt()
@@ -96,7 +108,7 @@ class MarketPipeline:
 
     def handle(self, event: MarketEvent) -> None:
         """Take one event of this market."""
-        if isinstance(event, MarketTrade):
+        if type(event) is MarketTrade:
             self.trade(event.trade)
         elif isinstance(event, MarkPrice):
             self.last_event_ns = event.receive_time_ns
@@ -116,11 +128,11 @@ class MarketPipeline:
         verdict = self._sequence.take(trade)
         self.counts[verdict] += 1
         cause = Cause(trade.event_time_ns, trade.receive_time_ns)
-        if verdict is Verdict.GAP:
+        if verdict is GAP:
             self._lose()
-        elif verdict is Verdict.PAST:
+        elif verdict is not NEXT and verdict is Verdict.PAST:
             self._passed_over()
-        if verdict is Verdict.NEXT or verdict is Verdict.GAP:
+        if verdict is NEXT or verdict is GAP:
             self._ordered(self._order.add(trade), cause)
         if self.stitch:
             self._stitched(self.stitch.trade(trade), cause)
@@ -139,8 +151,8 @@ class MarketPipeline:
     def _ordered(self, trades: Iterable[Trade], cause: Cause) -> None:
         for trade in trades:
             for channel in self.channels.values():
-                if channel.has_kline:
-                    self._offer(channel, channel.closer.trade(trade), cause)
+                if channel.has_kline and (closed := channel.closer.trade(trade)):
+                    self._offer(channel, closed, cause)
 
     def fill(self, page: list[Trade], *, at_end: bool) -> None:
         """Take a fetched page of trades for the stitch."""
@@ -166,10 +178,12 @@ class MarketPipeline:
             # Where the exchange gives a kline no time but its open, nothing says since when all trades are seen.
             if event.event_time_ns > event.candle.open_time_ns:
                 self._time(cause)
-        elif event.candle.seq < channel.line.next_seq:
-            self.audit(channel, event.candle)
         else:
-            self._offer(channel, channel.closer.kline(event.candle), cause)
+            channel.confirmed.append(event.candle.seq)
+            if event.candle.seq < channel.line.next_seq:
+                self.audit(channel, event.candle)
+            else:
+                self._offer(channel, channel.closer.kline(event.candle), cause)
 
     def audit(self, channel: Channel, official: Candle) -> None:
         """Compare a candle of ours with the exchange's and repair ours where they differ."""
@@ -224,10 +238,14 @@ class Pipeline:
         self.base_topic = base_topic
         self.markets: dict[tuple[str, str], MarketPipeline] = {}
         self._moved: set[tuple[str, str]] = set()
+        self._busy: set[tuple[str, str]] = set()
+        """Markets with work to take."""
 
     def add(self, market: Market, traits: Traits) -> MarketPipeline:
         """Set up a market of an exchange with these traits."""
-        pipeline = MarketPipeline(market, traits, base_topic=self.base_topic)
+        pipeline = MarketPipeline(
+            market, traits, base_topic=self.base_topic, worked=lambda line: self._busy.add(line.key)
+        )
         self.markets[market.exchange, market.symbol] = pipeline
         return pipeline
 
@@ -252,7 +270,8 @@ class Pipeline:
     def take_work(self) -> list[tuple[Line, LineWork]]:
         """Hand over what all lines have done since the last call."""
         work = []
-        for pipeline in self.markets.values():
+        busy, self._busy = self._busy, set()
+        for pipeline in [self.markets[key] for key in sorted(busy) if key in self.markets]:
             for channel in pipeline.channels.values():
                 done = channel.line.take_work()
                 if done.rows or done.drafts or done.mismatches:

@@ -44,6 +44,9 @@ class _Deaf:
     def lost(self, reason: str) -> None:
         pass
 
+    def interrupted(self) -> None:
+        pass
+
     def rolled_over(self, lost: int) -> None:
         pass
 

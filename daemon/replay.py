@@ -170,20 +170,24 @@ class Replay:
             pipeline.settle_funding(settled, funding.asked_at_ns)
 
     def _take(self, wire: "_Wire", record: Record, ahead_ns: int) -> None:
-        was_live = wire.lanes.live
+        was_live, interruptions = wire.lanes.live, wire.lanes.interruptions
         for event in wire.lanes.take(record.entry, record.lane, record.time_ns, record.payload):
             if isinstance(event, MarketTrade | MarkPrice | Kline) and self._known(event):
                 self._hear(event, record.time_ns + ahead_ns)
-        if wire.lanes.live is not was_live:
+        turned, interrupted = wire.lanes.live is not was_live, wire.lanes.interruptions > interruptions
+        if turned or interrupted:
             for symbol in wire.symbols:
                 if market := self._pipeline.markets.get((self._kind.name, symbol)):
-                    self._turn(market, live=wire.lanes.live)
+                    if turned:
+                        self._turn(market, live=wire.lanes.live)
+                    if interrupted:
+                        self._interrupt(market)
 
     def _turn(self, market: MarketPipeline, *, live: bool) -> None:
-        if live:
-            market.connected()
-            return
-        market.lost()
+        (market.connected if live else market.lost)()
+
+    def _interrupt(self, market: MarketPipeline) -> None:
+        market.doubt()
         events = [spec.text for spec in self._specs if not spec.by_time]
         if events and market.traits.identity is not Identity.NUMBERED:
             raise TapeError(f"a connection was lost, so {', '.join(events)} candles cannot be told")

@@ -65,6 +65,12 @@ class Wire:
             pipeline.connected()
         self._ear.connected()
 
+    def interrupted(self) -> None:
+        """Note that trades may be missing."""
+        self.losses += 1
+        for pipeline in self._pipelines.values():
+            pipeline.doubt()
+
     def lost(self, reason: str) -> None:
         """Note the connection's loss."""
         self.live, self.reason = False, reason

@@ -15,6 +15,8 @@ class Lanes:
         self._merge = Merge(codec_factory().traits)
         self._codecs: dict[int, Codec] = {}
         self._confirmed: set[int] = set()
+        self.interruptions = 0
+        """How often trades may be missing, as a connection ended before another had all that it had."""
 
     @property
     def live(self) -> bool:
@@ -40,5 +42,6 @@ class Lanes:
         elif entry is Entry.ENDED:
             del self._codecs[lane]
             self._confirmed.discard(lane)
+            self.interruptions += not self._merge.bridged(lane)
             return self._merge.leave(lane)
         return []

@@ -15,7 +15,7 @@ Pure. One `Merge` per group of connections.
 from collections import Counter, deque
 from collections.abc import Iterable
 
-from feeds.events import Event, Kline, Malformed, MarketTrade, MarkPrice
+from feeds.events import Event, Kline, Malformed, MarketEvent, MarketTrade, MarkPrice
 from feeds.market import NS_PER_S, Trade
 from feeds.traits import Identity, Traits
 
@@ -60,7 +60,15 @@ class Merge:
     def __init__(self, traits: Traits) -> None:
         self._identity = traits.identity
         self._lanes: list[int] = []
+        self._grace_ns = traits.grace_ns
         self._confirmed = 0
+        self._began_ns: dict[int, int] = {}
+        """Exchange time of a lane's first mark price once it carried everything; only of such as joined another.
+
+        Trades and candles do not tell: a new connection may begin with old ones.
+        """
+        self._reached_ns: dict[int, int] = {}
+        """Newest exchange time on each lane since there were several."""
         self._markets: dict[str, _Market] = {}
         self.lost = 0
         """Trades that a lane proved to exist and that none delivered."""
@@ -82,6 +90,8 @@ class Merge:
     def take(self, lane: int, events: list[Event]) -> list[Event]:
         """Take what a lane says; return what is to be handed on."""
         leads = lane == self._lanes[0]
+        if len(self._lanes) > 1:
+            self._note_times(lane, events)
         out: list[Event] = []
         for event in events:
             if isinstance(event, MarketTrade):
@@ -89,6 +99,14 @@ class Merge:
             elif isinstance(event, Malformed) or (leads and not self._outruns(event)):
                 out.append(event)
         return out
+
+    def _note_times(self, lane: int, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, MarketEvent):
+                time_ns = event.trade.event_time_ns if isinstance(event, MarketTrade) else event.event_time_ns
+                self._reached_ns[lane] = max(time_ns, self._reached_ns.get(lane, 0))
+                if isinstance(event, MarkPrice) and lane in self._lanes[: self._confirmed]:
+                    self._began_ns.setdefault(lane, time_ns)
 
     def _outruns(self, event: Event) -> bool:
         """Tell whether an event says how late it is while trades of its market wait: it would close their candle."""
@@ -162,9 +180,21 @@ class Merge:
                     return False
         return True
 
+    def _overlap(self, lane: int, heir: int) -> bool:
+        """Tell whether `heir` carried everything before `lane` fell silent: each speaks in order of time."""
+        began_ns = self._began_ns.get(heir)
+        return began_ns is not None and self._reached_ns.get(lane, 0) >= began_ns + self._grace_ns
+
+    def bridged(self, lane: int) -> bool:
+        """Tell whether nothing can be missing if `lane` ends now: another leads, or can take over without a break."""
+        others = self._lanes[: self._confirmed]
+        return lane != self._lanes[0] or (len(others) > 1 and lane == others[0] and self._overlap(lane, others[1]))
+
     def leave(self, lane: int) -> list[Event]:
         """Let go of `lane`; return what the others had said and it had not."""
         led = self._lanes[0] == lane
+        self._began_ns.pop(lane, None)
+        self._reached_ns.pop(lane, None)
         self._confirmed -= self._lanes.index(lane) < self._confirmed
         self._lanes.remove(lane)
         out: list[Event] = []

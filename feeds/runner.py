@@ -26,6 +26,8 @@ ROLLOVER_LEAD_S = 120.0
 """So long before a connection reaches its age limit its replacement is made; at most a quarter of the limit."""
 OVERLAP_S = 2.0
 """Least time for which a connection and its replacement both run; at most a sixteenth of the limit."""
+PROOF_S = 10.0
+"""For so long an old connection is kept until it has proven that nothing is missing; at most an eighth of the limit."""
 _AGREE_POLL_S = 0.05
 
 
@@ -41,6 +43,9 @@ class FeedSink(Protocol):
 
     def lost(self, reason: str) -> None:
         """Trades may be missing from now on, until `connected`. Once per outage."""
+
+    def interrupted(self) -> None:
+        """Trades may be missing before the next event: a connection ended before another had all that it had."""
 
     def rolled_over(self, lost: int) -> None:
         """Note that a connection was replaced; `lost` trades are proven to exist and came on neither."""
@@ -161,11 +166,15 @@ class FeedRunner:
         time_s = asyncio.get_running_loop().time
         heir = self._open(group, lane.session.mute)
         overlap_s = min(OVERLAP_S, lane.codec.lifetime_s / 16)
-        while not (
-            heir.number in self._live
-            and heir.session.live_for_s(time_s()) >= overlap_s
-            and self._merge.agrees(heir.number)
-        ):
+        proof_s = min(PROOF_S, lane.codec.lifetime_s / 8)
+
+        def ready() -> bool:
+            if heir.number not in self._live or not self._merge.agrees(heir.number):
+                return False
+            live_s = heir.session.live_for_s(time_s())
+            return live_s >= (overlap_s if self._merge.bridged(lane.number) else proof_s)
+
+        while not ready():
             if lane.task.done():
                 return heir
             if heir.task.done():
@@ -230,7 +239,10 @@ class FeedRunner:
                 self._live.discard(lane.number)
                 if joined:
                     self._tell(Entry.ENDED, lane)
-                self._hand_on(self._merge.leave(lane.number) if joined else [])
+                    bridged = self._merge.bridged(lane.number)
+                    self._hand_on(self._merge.leave(lane.number))
+                    if not bridged:
+                        self._sink.interrupted()
             self._down(lane.session.reason, asyncio.get_running_loop().time())
 
     async def _converse(self, connection: Connection, lane: _Lane) -> None:

@@ -9,13 +9,16 @@ import structlog
 
 from daemon import keeper as keepers
 from daemon.keeper import Keeper
-from daemon.line import Ordinal
+from daemon.line import Cause, Ordinal
 from daemon.metrics import Metrics
 from daemon.pipeline import MarketPipeline, Pipeline
 from daemon.source import Source
+from feeds.events import Kline
+from feeds.exchanges.binance import BinanceCodec
 from feeds.exchanges.bingx import BingxCodec
 from feeds.history import History
 from feeds.market import Candle, CandleSpec, Market
+from feeds.traits import Traits
 from tests.daemon.brokers import until
 from tests.daemon.lines import BEGIN, EPOCH, MARKET, MINUTE, MINUTE_NS, MODEL, WARMUP, candle
 
@@ -52,9 +55,9 @@ async def never(_first: int, _last: int) -> list[Candle]:
     return []
 
 
-def market_at(seq: int, journal: Sequence[Ordinal] = ()) -> MarketPipeline:
+def market_at(seq: int, journal: Sequence[Ordinal] = (), traits: Traits = BingxCodec.traits) -> MarketPipeline:
     """Take up a market whose newest closed candle is `seq`."""
-    market = Pipeline(MODEL, base_topic="lstmd").add(MARKET, BingxCodec.traits)
+    market = Pipeline(MODEL, base_topic="lstmd").add(MARKET, traits)
     line = market.add(MINUTE, MODEL, has_kline=True, by_exchange=False)
     market.clock.set(seq * MINUTE_NS)
     market.settle_funding([], 1 << 62)
@@ -123,3 +126,45 @@ async def test_candles_of_the_life_before_that_nobody_compared_are_compared() ->
     (told,) = line.take_work().mismatches
     assert (told.official.seq, told.repaired) == (wrong, True)
     assert exchange.asked == [(journal[0].seq, newest)]
+
+
+async def test_where_a_stream_confirms_candles_only_those_that_it_left_out_are_compared() -> None:
+    newest, exchange, stop = BEGIN + EPOCH, Exchange(whole), asyncio.Event()
+    journal = [Ordinal(seq, candle(seq)) for seq in range(BEGIN + EPOCH - WARMUP, newest + 1)]
+    market = market_at(newest, journal, BinanceCodec.traits)
+    patience = BinanceCodec.traits.kline_patience_ns
+
+    def goes_on(seq: int, *, told: bool) -> None:
+        market.channels["1m"].line.offer(candle(seq), Cause(seq * MINUTE_NS, 1))
+        market.clock.set(seq * MINUTE_NS)
+        if told:
+            market.handle(Kline(MARKET, MINUTE, seq * MINUTE_NS, 1, candle(seq)))
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(keeper_of(exchange).run([market], lambda: True, stop))
+        market.clock.set(newest * MINUTE_NS + patience)
+        await until(lambda: len(exchange.asked) == 1)
+        for seq, told in ((newest + 1, True), (newest + 2, False)):
+            goes_on(seq, told=told)
+        await asyncio.sleep(3 * keepers.REPAIR_POLL_S)
+        assert len(exchange.asked) == 1, "the stream may still tell it"
+        market.clock.set((newest + 2) * MINUTE_NS + patience)
+        await until(lambda: len(exchange.asked) == 2)
+        stop.set()
+    assert exchange.asked == [(journal[0].seq, newest), (newest + 2, newest + 2)]
+
+
+async def test_an_answer_that_ends_before_the_newest_candle_is_asked_for_again_until_the_exchange_has_it() -> None:
+    newest, stop = BEGIN + EPOCH, asyncio.Event()
+
+    async def late(first: int, last: int) -> list[Candle]:
+        return [candle(seq) for seq in range(first, last + (len(exchange.asked) > 1))]
+
+    journal = [Ordinal(seq, candle(seq)) for seq in range(BEGIN + EPOCH - WARMUP, newest + 1)]
+    exchange, market = Exchange(late), market_at(newest, journal)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(keeper_of(exchange).run([market], lambda: True, stop))
+        await until(lambda: len(exchange.asked) == 2)
+        await asyncio.sleep(3 * keepers.REPAIR_POLL_S)
+        stop.set()
+    assert exchange.asked == [(journal[0].seq, newest), (newest, newest)]

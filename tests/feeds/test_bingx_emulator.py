@@ -219,6 +219,9 @@ class Sink:
     def lost(self, reason: str) -> None:
         self.edges.append(f"lost: {reason}")
 
+    def interrupted(self) -> None:
+        pass
+
     def rolled_over(self, lost: int) -> None:
         self.edges.append(f"rolled over: {lost}")
 

@@ -476,6 +476,8 @@ class Follower:
 
     def lost(self, reason: str) -> None:
         self.seen, self.losses = False, self.losses + 1
+
+    def interrupted(self) -> None:
         self.closer.doubt()
 
     def rolled_over(self, lost: int) -> None:

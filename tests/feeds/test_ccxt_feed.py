@@ -40,6 +40,9 @@ class Sink:
     def lost(self, reason: str) -> None:
         self.edges.append(reason)
 
+    def interrupted(self) -> None:
+        self.edges.append("interrupted")
+
     def rolled_over(self, lost: int) -> None:
         pass
 

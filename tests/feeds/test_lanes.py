@@ -36,6 +36,9 @@ class Sink:
     def lost(self, reason: str) -> None:
         self.edges.append(("lost", len(self.events_seen)))
 
+    def interrupted(self) -> None:
+        self.edges.append(("interrupted", len(self.events_seen)))
+
     def rolled_over(self, lost: int) -> None:
         self.rollovers += 1
 
@@ -46,9 +49,12 @@ class Sink:
 def replayed(lanes: Lanes, records: list[Record]) -> Sink:
     sink, live = Sink(), False
     for record in records:
+        interruptions = lanes.interruptions
         events = lanes.take(record.entry, record.lane, record.time_ns, record.payload)
         if events:
             sink.events(events)
+        if lanes.interruptions > interruptions:
+            sink.interrupted()
         if lanes.live is not live:
             live = lanes.live
             (sink.connected if live else lambda: sink.lost(""))()

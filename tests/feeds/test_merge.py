@@ -22,6 +22,18 @@ def row(ms: int, price: int = 1, number: int = 0) -> MarketTrade:
     return MarketTrade(BTC, Trade(number, price, 1, (T0_MS + ms) * NS_PER_MS, 0, 1, False))
 
 
+def mark(ms: int) -> MarkPrice:
+    return MarkPrice(BTC, (T0_MS + ms) * NS_PER_MS, 0, mark_price=1.0)
+
+
+def carry_all(both: Merge, ms: int) -> None:
+    """Have both connections confirmed, and both past the time `ms`."""
+    for lane in (1, 2):
+        both.confirm(lane)
+    for lane in (2, 1):
+        both.take(lane, [mark(ms)])
+
+
 def ids(events: Sequence[Event]) -> list[int]:
     return [event.trade.id for event in events if isinstance(event, MarketTrade)]
 
@@ -44,6 +56,7 @@ def test_the_first_arrival_of_a_number_wins_and_one_ahead_waits_for_those_before
     assert not both.agrees(2)
     assert ids(both.take(1, [row(1, number=101), row(2, number=102)])) == [101, 102]
     assert ids(both.take(1, [row(3, number=103), row(4, number=104)])) == [103, 104, 105]
+    carry_all(both, 4)
     assert both.agrees(2)
     assert ids(both.take(2, [row(6, number=106)])) == [106]
     assert ids(both.take(1, [row(5, number=105), row(6, number=106), row(7, number=107)])) == [107]
@@ -118,6 +131,7 @@ def test_a_younger_connection_goes_on_alone_only_once_all_rows_of_the_time_it_be
     both.join(2)
     both.take(2, [row(7), row(7)])
     both.take(1, [row(7)])
+    carry_all(both, 7)
     assert not both.agrees(2)
     both.take(1, [row(7)])
     assert both.agrees(2)
@@ -131,17 +145,18 @@ def test_a_younger_connection_waits_and_takes_over_where_the_elder_ended(identit
 
     both = merge(identity)
     both.join(1)
-    mark: Event = MarkPrice(BTC, T0_MS * NS_PER_MS, 0, mark_price=1.0)
+    both.confirm(1)
     assert both.take(1, [said(0), said(1)]) == [said(0), said(1)]
     both.join(2)
-    assert both.take(2, [said(2), said(3), mark]) == []
+    both.confirm(2)
+    assert both.take(2, [said(2), said(3), mark(3)]) == []
     assert not both.agrees(2)
-    assert both.take(1, [said(2), said(3), mark]) == [said(2), said(3), mark]
+    assert both.take(1, [said(2), said(3), mark(3)]) == [said(2), said(3), mark(3)]
     assert both.agrees(2)
     assert both.take(2, [said(4), said(4, 2)]) == []
     assert both.take(1, [said(4)]) == [said(4)]
     assert both.leave(1) == [said(4, 2)]
-    assert both.take(2, [said(5), mark]) == [said(5), mark]
+    assert both.take(2, [said(5), mark(5)]) == [said(5), mark(5)]
 
 
 def test_a_replay_on_joining_does_not_hold_up_the_takeover_of_a_quiet_market() -> None:
@@ -150,6 +165,7 @@ def test_a_replay_on_joining_does_not_hold_up_the_takeover_of_a_quiet_market() -
     both.take(1, [row(0, number=1), row(1, number=2)])
     both.join(2)
     both.take(2, [row(0, number=1), row(1, number=2)])
+    carry_all(both, 1)
     assert both.agrees(2)
     assert both.leave(1) == []
 
@@ -183,6 +199,26 @@ def test_a_confirmed_connection_goes_before_one_that_is_not() -> None:
     assert both.leave(2) == [row(2, number=2)]
 
 
+def test_a_connection_is_bridged_only_by_one_that_carried_all_before_it_fell_silent() -> None:
+    both = merge(Identity.NUMBERED)
+    both.join(1)
+    both.confirm(1)
+    assert not both.bridged(1), "it is alone"
+    both.take(1, [row(0, number=1), mark(0)])
+    both.join(2)
+    assert not both.bridged(1)
+    assert both.bridged(2), "the other goes on"
+    both.take(2, [mark(5)])
+    both.confirm(2)
+    both.take(1, [mark(5)])
+    assert not both.bridged(1), "what the second said before it carried everything proves nothing"
+    both.take(2, [row(4, number=1), mark(9)])
+    both.take(1, [mark(8)])
+    assert not both.bridged(1), "it may have fallen silent before the second carried everything"
+    both.take(1, [mark(9)])
+    assert both.bridged(1)
+
+
 @settings(deadline=None)
 @given(data=st.data(), identity=st.sampled_from(Identity))
 def test_however_two_connections_interleave_each_trade_comes_once_and_in_order(
@@ -212,6 +248,7 @@ def test_however_two_connections_interleave_each_trade_comes_once_and_in_order(
     while at[1] < len(tape) and at[1] <= end:
         out += both.take(2, [tape[at[1]]])
         at[1] += 1
+    carry_all(both, ms)
     proven = both.agrees(2) and tape[end - 1].trade.event_time_ns > began_ns
     out += both.leave(1)
     out += both.take(2, list(tape[at[1] :]))

@@ -60,12 +60,16 @@ class Chatty(Quick):
 class Sink:
     def __init__(self) -> None:
         self.calls: list[Any] = []
+        self.interruptions = 0
 
     def connected(self) -> None:
         self.calls.append("connected")
 
     def lost(self, reason: str) -> None:
         self.calls.append(("lost", reason))
+
+    def interrupted(self) -> None:
+        self.interruptions += 1
 
     def rolled_over(self, lost: int) -> None:
         self.calls.append(f"rolled over, {lost} lost")
@@ -318,6 +322,22 @@ async def test_garbage_is_handed_on_logged_once_a_kind_and_changes_nothing_else(
         assert (feed.sink.edges, feed.sink.ids, stage.count) == (["connected"], [9], 1)
     logged = [entry["kind"] for entry in feed.logs.entries if entry["event"] == "feed_malformed"]
     assert logged == ["json", "type", "size", "value", "encoding"]
+
+
+async def test_a_connection_lost_before_it_was_confirmed_interrupts_what_it_has_told() -> None:
+    """Its trades prove an order that its end makes doubtful again, though the outage is told only once."""
+
+    async def unconfirmed(websocket: ServerConnection) -> None:
+        await websocket.send(wrapped(agg(a=2)))
+        await until(lambda: 2 in feed.sink.ids)
+        websocket.transport.abort()
+
+    scripts = cut_after(trades(1)), unconfirmed, trades(9)
+    async with staged(*scripts) as (_, url, _), feeding(url) as feed:
+        await feed.sink.until(lambda sink: 1 in sink.ids and sink.interruptions == 1)
+        await feed.sink.until(lambda sink: 2 in sink.ids and sink.interruptions == 2)
+        await feed.sink.until(lambda sink: 9 in sink.ids)
+        assert feed.sink.edges == ["connected", feed.sink.edges[1], "connected"]
 
 
 class Short(Quick):
