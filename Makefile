@@ -4,6 +4,8 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$p && break; done)
 TORCH_INDEX ?=
+# Tests at the same time: most of them wait for sockets and processes, not for a core.
+JOBS ?= 3
 BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
@@ -50,7 +52,7 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n $(JOBS)
 
 fuzz: install
 	FUZZ_FRAMES=200000 $(BIN)/pytest -q tests/feeds/test_fuzz.py
