@@ -144,13 +144,17 @@ class Merge:
         return self._contiguous(market)
 
     def _contiguous(self, market: _Market) -> list[MarketTrade]:
-        """Hand on what follows directly, and step over numbers that no lane can still deliver."""
+        """Hand on what follows directly, and step over numbers that no lane can still deliver.
+
+        A lane that does not carry everything yet is not waited for: it may not carry this market.
+        """
         out = []
+        lanes = self._lanes[: self._confirmed] or self._lanes
         while market.ahead:
             assert market.last is not None
             number = market.last + 1
             if number not in market.ahead:
-                if len(market.ahead) < HELD_MAX and any(market.newest.get(lane, 0) < number for lane in self._lanes):
+                if len(market.ahead) < HELD_MAX and any(market.newest.get(lane, 0) < number for lane in lanes):
                     break
                 number = self._step_over(market)
             out.append(market.ahead.pop(number))

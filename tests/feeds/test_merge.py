@@ -100,6 +100,18 @@ def test_no_mark_price_goes_before_the_trades_that_wait() -> None:
     assert both.take(1, [mark]) == [mark]
 
 
+def test_a_number_is_not_waited_for_on_a_connection_that_is_still_being_confirmed() -> None:
+    both = merge(Identity.NUMBERED)
+    both.join(1)
+    both.confirm(1)
+    both.take(1, [row(0, number=1)])
+    both.join(2)
+    assert ids(both.take(1, [row(1, number=3)])) == [3]
+    both.confirm(2)
+    assert ids(both.take(1, [row(2, number=5)])) == []
+    assert both.lost == 1
+
+
 @pytest.mark.parametrize(
     ("numbers", "lead"), [([1000, 1001, 10**15, *range(1002, 1008)], 0), ([1000, 1001, *range(1, 8)], 3)]
 )
