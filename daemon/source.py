@@ -1,6 +1,7 @@
 """An exchange's REST side as a feed needs it: asked until it answers, and what is in the way said once."""
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -13,8 +14,8 @@ from feeds.budget import Budget, Priority, asking_for
 from feeds.errors import FORBIDDEN_S, Forbidden, RateLimited, RemoteError
 from feeds.history import History
 
-BLOCKED_MAX_S = 3 * 86_400.0
-"""No exchange bans for longer; a time beyond it was written by a clock that was wrong."""
+SINCE = " since"
+"""Behind an exchange's name in the store: when it named the time."""
 CAP_S = 5.0
 """Longest pause between two tries; the exchange's own word on limits goes before."""
 _T = TypeVar("_T")
@@ -31,11 +32,14 @@ class Budgets:
         """Return the budget of an exchange, blocked as it was when the daemon stopped."""
         name = f"{exchange} {rest_url or ''}".strip()
         if name not in self._budgets:
-            budget = Budget(clock.now_ns, blocked=lambda until_ns: self._store.keep_blocked(name, until_ns))
-            latest_ns = clock.now_ns() + int(BLOCKED_MAX_S * 1e9)
-            budget.blocked_until_ns = min(self._store.blocked_until_ns(name), latest_ns)
+            budget = Budget(clock.now_ns, blocked=functools.partial(self._keep, name))
+            budget.remember(self._store.blocked_until_ns(name + SINCE), self._store.blocked_until_ns(name))
             self._budgets[name] = budget
         return self._budgets[name]
+
+    def _keep(self, name: str, since_ns: int, until_ns: int) -> None:
+        self._store.keep_blocked(name + SINCE, since_ns)
+        self._store.keep_blocked(name, until_ns)
 
 
 class Source:

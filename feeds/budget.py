@@ -6,6 +6,7 @@ How often: as ccxt's limiter has it, or where an exchange counts within a window
 
 import asyncio
 import heapq
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -16,14 +17,6 @@ from typing import Any
 
 AT_ONCE = 4
 """Requests under way at the same time: enough to hide the way there and back."""
-SPARE = 2
-"""As many more for what is urgent, as the others may be waiting for their pace."""
-
-SLACK_S = 10.0
-"""How much longer than was asked for a wait may last because the wall clock was set back."""
-REMEMBERED_S = 300.0
-"""For how long a wait from before a start is believed, as nobody knows what the wall clock has done meanwhile: to ask
-too early costs one more refusal, which names the time anew."""
 
 
 class Priority(IntEnum):
@@ -36,7 +29,9 @@ class Priority(IntEnum):
 
 _SHARES = {Priority.REPAIR: 1.0, Priority.AUDIT: 0.95, Priority.WARM_UP: 0.85}
 """How much of a window may be used when a request asks for more: a warm-up leaves something for a repair."""
-
+_ROOM = {Priority.REPAIR: AT_ONCE + 2, Priority.AUDIT: AT_ONCE + 1, Priority.WARM_UP: AT_ONCE}
+"""Requests under way up to which another one goes: those before it may be waiting for a pace that it need not wait for,
+and however many audits and warm-ups do, a repair still comes through."""
 
 _priority: ContextVar[Priority] = ContextVar("priority", default=Priority.WARM_UP)
 
@@ -54,21 +49,25 @@ def asking_for(priority: Priority) -> Iterator[None]:
 class Pace:
     """So much weight in any span of `window_s`, whoever asks. Called as ccxt's limiters are."""
 
-    def __init__(self, *, weight: float, window_s: float) -> None:
-        self._weight, self._window_s = weight, window_s
+    def __init__(self, *, weight: float, window_s: float, held_s: Callable[[], float] = lambda: 0.0) -> None:
+        """Set up; `held_s` tells for how long nothing may be asked, whatever room there is."""
+        self._weight, self._window_s, self._held_s = weight, window_s, held_s
         self._spent: deque[tuple[float, float]] = deque()
         self._used = 0.0
 
     async def __call__(self, cost: float | None = None) -> None:
         """Wait until a request of this weight may be made, and count it."""
         weight, time_s = 1.0 if cost is None else cost, asyncio.get_running_loop().time
-        while (wait_s := self.wait_s(weight, _priority.get(), time_s())) > 0:  # noqa: ASYNC110 (time must pass)
+        while (wait_s := self._left_s(weight, time_s())) > 0:  # noqa: ASYNC110 (time must pass)
             await asyncio.sleep(wait_s)
         self._spend(weight, time_s())
 
+    def _left_s(self, weight: float, now_s: float) -> float:
+        return max(self._held_s(), self.wait_s(weight, _priority.get(), now_s))
+
     def wait_s(self, weight: float, priority: Priority, now_s: float) -> float:
         """Return for how long at least there is no room for a request; 0 when there is."""
-        while self._spent and self._spent[0][0] <= now_s - self._window_s:
+        while self._spent and self._spent[0][0] + self._window_s <= now_s:  # told apart as below, to the last bit
             self._used -= self._spent.popleft()[1]
         if not self._spent or self._used + weight <= self._weight * _SHARES[priority]:
             return 0.0
@@ -87,12 +86,13 @@ class Pace:
 class Budget:
     """Lets requests to one exchange pass."""
 
-    def __init__(self, now_ns: Callable[[], int], *, blocked: Callable[[int], None] = lambda _: None) -> None:
-        """Set up; `now_ns` is wall time, so that `blocked_until_ns`, told to `blocked`, outlives a restart."""
+    def __init__(self, now_ns: Callable[[], int], *, blocked: Callable[[int, int], None] = lambda *_: None) -> None:
+        """Set up; `blocked` is told since and until when by the wall clock `now_ns`, which outlives us, to wait."""
         self._now_ns, self._blocked = now_ns, blocked
         self.blocked_until_ns = 0
-        """Wall time before which the exchange wants no request of ours."""
-        self._ends_s: float | None = None
+        """Wall time before which the exchange wants no request of ours, as far as that clock is right."""
+        self._ends_s = -math.inf
+        self._timer: asyncio.TimerHandle | None = None
         self.pace: Any = None
         """What all who ask the exchange wait for before each request, see `share`."""
         self._under_way = 0
@@ -104,61 +104,58 @@ class Budget:
         if self.pace is None:
             config = getattr(limiter, "config", {})
             is_windowed = config.get("algorithm") == "rollingWindow"
-            self.pace = (
-                Pace(weight=config["maxWeight"], window_s=config["windowSize"] / 1000) if is_windowed else limiter
-            )
+            self.pace = self._windowed(config) if is_windowed else limiter
         return self.pace
+
+    def _windowed(self, config: dict[str, Any]) -> Pace:
+        window_s = config["windowSize"] / 1000
+        return Pace(weight=config["maxWeight"], window_s=window_s, held_s=lambda: self.blocked_for_s)
 
     @property
     def blocked_for_s(self) -> float:
-        """For how long the exchange wants no request of ours; by the loop's clock it ends, too."""
-        time_s = asyncio.get_running_loop().time()
-        if self._ends_s is None:
-            self._ends_s = time_s + REMEMBERED_S
-        return max(0.0, min((self.blocked_until_ns - self._now_ns()) / 1e9, self._ends_s - time_s))
+        """For how long the exchange wants no request of ours, by the loop's clock, which nobody sets."""
+        return max(0.0, self._ends_s - asyncio.get_running_loop().time())
 
     def block(self, for_s: float) -> None:
         """Note that the exchange wants no request for so long."""
-        self._ends_s = max(self._ends_s or 0.0, asyncio.get_running_loop().time() + for_s + SLACK_S)
-        until_ns = self._now_ns() + int(for_s * 1e9)
-        if until_ns > self.blocked_until_ns:
-            self.blocked_until_ns = until_ns
-            self._blocked(until_ns)
+        ends_s = asyncio.get_running_loop().time() + for_s
+        if ends_s > self._ends_s:
+            now_ns = self._now_ns()
+            self._ends_s, self.blocked_until_ns = ends_s, now_ns + round(for_s * 1e9)
+            self._blocked(now_ns, self.blocked_until_ns)
+
+    def remember(self, since_ns: int, until_ns: int) -> None:
+        """Go on with a wait from before a start: with what the wall clock leaves of it.
+
+        Where that clock was set back meanwhile it leaves too much: it is never more than was asked for.
+        """
+        left_ns = min(until_ns - self._now_ns(), until_ns - since_ns)
+        if left_ns > 0:
+            self.block(left_ns / 1e9)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """Wait for the right to make one request, and hold it for the block."""
-        await self._come()
-        try:
-            while (wait_s := self.blocked_for_s) > 0:  # noqa: ASYNC110 (may be put off meanwhile)
-                await asyncio.sleep(wait_s)
-            yield
-        finally:
-            self._go()
-
-    async def _come(self) -> None:
-        priority = _priority.get()
-        if self._under_way < _room(priority):
-            self._under_way += 1
-            return
         turn = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (priority, next(self._arrivals), turn))
+        heapq.heappush(self._waiting, (_priority.get(), next(self._arrivals), turn))
+        self._admit()
         try:
             await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._go()  # the right had just been given
-            raise
+            yield
+        finally:
+            if turn.done() and not turn.cancelled():  # else it was never given
+                self._under_way -= 1
+                self._admit()
 
-    def _go(self) -> None:
-        self._under_way -= 1
-        while self._waiting and self._under_way < _room(self._waiting[0][0]):
+    def _admit(self) -> None:
+        """Let go who may, the urgent first: while the exchange wants no request nobody may, and nobody takes room."""
+        if (wait_s := self.blocked_for_s) > 0:
+            if self._timer:
+                self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._admit)
+            return
+        while self._waiting and self._under_way < _ROOM[self._waiting[0][0]]:
             turn = heapq.heappop(self._waiting)[2]
             if not turn.done():
                 self._under_way += 1
                 turn.set_result(None)
-                return
-
-
-def _room(priority: Priority) -> int:
-    return AT_ONCE if priority is Priority.WARM_UP else AT_ONCE + SPARE
