@@ -1,104 +1,134 @@
-"""How long does one candle take through the model, beside what torch needs for the same?
+"""How long does one candle take through the model, beside re-running a window and beside reading the weights once?
 
-Caveats first. Absolute figures are this machine's and move with whatever else runs on it; compare within one run. Each
-figure is the median over rounds in which all contestants take turns, so that a disturbance meets all of them. torch
-runs on one thread: at these sizes more threads make it slower. The kernel's figures include the call from Python, as
-the daemon pays it. Weights are random and inputs are noise: neither decides the time. A carried step and a window of 50
-answer the same question only where the state is worth carrying; STAC-ML's published figures are for the window.
-
-    python benchmarks/step.py [--rounds 40]
+python -m benchmarks.step [--rounds 20]
 """
 
 import argparse
-import statistics
-import timeit
-from collections.abc import Callable
+import time
+import tracemalloc
 
 import numpy as np
-import torch
-from torch import nn
+from numba import njit
+from numpy.typing import NDArray
 
-from inference import features, lstm
-from inference.features import N_FEATURES, N_INDICATORS
-from inference.kernels import reference
+from benchmarks import harness, networks
+from benchmarks.harness import Row
+from inference import lstm
 from inference.lstm import Weights
 
-WINDOW = 50
-CASES = {  # members, layers, hidden, features, outputs
-    "STAC-ML LSTM_A: 100 features, 2×100": (1, 2, 100, 100, 3),
-    f"one member: {N_FEATURES} features, 1×64": (1, 1, 64, N_FEATURES, 12),
-    f"an ensemble of 5: {N_FEATURES} features, 1×64": (5, 1, 64, N_FEATURES, 12),
+CASES = {  # features, layers, hidden, window
+    "1x32": ("16 → 1×32", 16, 1, 32, 64),
+    "2x64": ("16 → 2×64", 16, 2, 64, 64),
+    "lstm_a": ("STAC-ML LSTM_A: 100 → 2×100", 100, 2, 100, 50),
+    "lstm_b": ("STAC-ML LSTM_B: 250 → 3×200", 250, 3, 200, 100),
 }
-BATCHES = (1, 4, 64)
-Task = tuple[Callable[[], object], int]
-"""What to call, and how often a round."""
+REACH = {"lstm_a.window_onnxruntime": 50.0, "lstm_a.step_onnxruntime": 5.0}
+REACH |= {
+    f"{key}.{what}": least for key in CASES for what, least in (("weights", 0.5), ("p99", 1 / 1.5), ("allocated", 1.0))
+}
+CAVEATS = (
+    "a carried step and a window answer the same question only where the state is worth carrying",
+    "one thread for us; onnxruntime with one and with as many as it likes, a step also with its arrays bound before",
+    "of a peer's variants the fastest counts; torch on one thread, in inference mode: more make it slower here",
+    "every figure includes the call from Python, that of reading the weights too; weights are random, inputs noise",
+    "LSTM_B's weights (4 MB) may not fit the second cache level: then every contestant waits for the third",
+    "the memory taken is what tracemalloc saw at the most: a few hundred bytes of the loop that counts; it misses",
+    "what numba takes and gives back in C for each array of a call",
+    "p99 over p50 is the median over blocks of 1,000 steps: the slowest percent of a shared machine is its neighbours'",
+)
+BLOCKS, BLOCK = 41, 1000
 
 
-def weights_of(members: int, layers: int, hidden: int, inputs: int, outputs: int) -> Weights:
-    models = [(nn.LSTM(inputs, hidden, layers), nn.Linear(hidden, outputs)) for _ in range(members)]
-    none, one = np.zeros(inputs, np.float32), np.ones(inputs, np.float32)
-    return reference.from_torch(models, mean=none, inv_std=one, clip=5.0)
+@njit(error_model="numpy")
+def _read(words: NDArray[np.int64]) -> int:
+    found = np.int64(0)
+    for at in range(len(words)):  # becomes wide loads
+        found ^= words[at]
+    return found
 
 
-def ours(weights: Weights, batch: int, call: Callable[..., None]) -> Task:
-    x = np.random.default_rng(0).normal(size=(batch, weights.features)).astype(np.float32)
-    h, c, y = weights.zeros(batch), weights.zeros(batch), weights.answers(batch)
-    return lambda: call(weights, x, h, c, y), 1 + 200 // batch
+def stepper(weights: Weights) -> networks.Call:
+    x, h, c, y = networks.noise(1, weights.features), weights.zeros(1), weights.zeros(1), weights.answers(1)
+    return lambda: lstm.step(weights, x, h, c, y)
 
 
-def torchs(weights: Weights, steps: int) -> Task:
-    """One pass over `steps` candles of one market, all members, from a given state."""
-    models = reference.to_torch(weights)
-    x = torch.randn(1, steps, weights.features)
-    state = (torch.zeros(weights.layers, 1, weights.hidden),) * 2
-
-    def run() -> None:
-        for rnn, head in models:
-            head(rnn(x, state)[0][:, -1])
-
-    return run, 4
-
-
-def one_candle_of_features() -> Task:
-    state, x, raw = features.new_state(), np.empty(N_FEATURES, np.float32), np.empty(N_INDICATORS)
-    return lambda: features.update(state, 1.0, 1.1, 0.9, 1.05, 3.0, 60 * 10**9, 60 * 10**9, x, raw), 200
+def contestants(weights: Weights, window: int) -> dict[str, networks.Call]:
+    """Return what to call by name; what follows a slash tells variants of one contestant apart."""
+    words = weights._packed.view(np.int64)
+    tasks = {"ours": stepper(weights), "weights": lambda: _read(words)}
+    for threads in (1, 0):
+        name = f"window_onnxruntime/{threads}"
+        tasks[name] = networks.onnxs(weights, steps=window, batch=1, carried=False, threads=threads)
+        for bound in (False, True):
+            name = f"step_onnxruntime/{threads}{bound}"
+            tasks[name] = networks.onnxs(weights, steps=1, batch=1, carried=True, threads=threads, bound=bound)
+    tasks["window_torch"] = networks.torchs(weights, steps=window, batch=1)
+    tasks["step_torch"] = networks.torchs(weights, steps=1, batch=1)
+    return tasks
 
 
-def medians_us(tasks: dict[str, Task], rounds: int) -> dict[str, float]:
-    """Let all take turns; return the median time of a call."""
-    taken: dict[str, list[float]] = {name: [] for name in tasks}
-    for run, _ in tasks.values():
-        run()
-    for _ in range(rounds):
-        for name, (run, number) in tasks.items():
-            taken[name].append(timeit.timeit(run, number=number) / number * 1e6)
-    return {name: statistics.median(values) for name, values in taken.items()}
+WORDS = {
+    "window_onnxruntime": "onnxruntime, the window", "window_torch": "torch, the window",
+    "step_onnxruntime": "onnxruntime, one step", "step_torch": "torch, one step", "weights": "reading the weights once",
+}  # fmt: skip
 
 
-def report(title: str, weights: Weights, rounds: int) -> None:
-    tasks = {f"step, {batch} markets": ours(weights, batch, lstm.step) for batch in BATCHES}
-    tasks["peek, 1 market"] = ours(weights, 1, lstm.peek)
-    tasks["torch, one step"] = torchs(weights, 1)
-    tasks[f"torch, window of {WINDOW}"] = torchs(weights, WINDOW)
-    taken = medians_us(tasks, rounds)
-    base = taken["step, 1 markets"]
-    print(f"\n{title}")
-    for name, value in taken.items():
-        print(f"  {name:22s} {value:9.2f} µs   × {value / base:7.2f}")
-    print(f"  a market in a batch of {BATCHES[-1]}: {taken[f'step, {BATCHES[-1]} markets'] / BATCHES[-1]:.2f} µs")
+def spread(weights: Weights) -> tuple[float, float]:
+    """Return p50 and p99 in µs of a step timed by itself, medians over blocks."""
+    step, taken = stepper(weights), np.empty((BLOCKS, BLOCK))
+    for block in taken:
+        for at in range(BLOCK):
+            began = time.perf_counter_ns()
+            step()
+            block[at] = time.perf_counter_ns() - began
+    middle, late = np.quantile(taken, [0.5, 0.99], axis=1) / 1e3
+    p50 = float(np.median(middle))
+    return p50, p50 * float(np.median(late / middle))
+
+
+def allocated(weights: Weights) -> int:
+    """Return the bytes that Python and numpy took hold of at the most during a thousand steps."""
+    step = stepper(weights)
+    step()
+    tracemalloc.start()
+    step()
+    before, _ = tracemalloc.get_traced_memory()
+    tracemalloc.reset_peak()
+    for _ in range(BLOCK):
+        step()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak - before
+
+
+def rows_of(key: str, rounds: int) -> list[Row]:
+    what, features, layers, hidden, window = CASES[key]
+    weights = networks.weights_of(inputs=features, layers=layers, hidden=hidden)
+    turns = {name: (call, networks.often(call)) for name, call in contestants(weights, window).items()}
+    taken = harness.turns(turns, rounds)
+    rows = []
+    for name, beside in WORDS.items():
+        said = beside.replace("window", f"window of {window}")
+        reach = REACH.get(f"{key}.{name}")
+        rows.append(networks.beside(f"step.{key}.{name}", what, taken, name, said, reach))
+    p50, p99 = spread(weights)
+    rows.append(harness.faster(f"step.{key}.p99", f"{what}, p99", p99, p50, "p50", "µs", REACH.get(f"{key}.p99")))
+    took = allocated(weights)
+    rows.append(
+        Row(
+            key=f"step.{key}.allocated", what=f"{what}, memory taken in 1,000 steps", ours=took, other=0, beside="none",
+            unit="B", ratio=float(took < BLOCK), reach=REACH.get(f"{key}.allocated"),
+        )
+    )  # fmt: skip
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=40, help="turns each contestant takes")
+    parser.add_argument("--rounds", type=int, default=20, help="turns each contestant takes")
     rounds = parser.parse_args().rounds
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for title, sizes in CASES.items():
-            report(title, weights_of(*sizes), rounds)
-    taken = medians_us({"update": one_candle_of_features()}, rounds)["update"]
-    print(f"\nfeatures of one candle  {taken:9.2f} µs")
+    rows = [row for key in CASES for row in rows_of(key, rounds)]
+    harness.publish("step", "One carried step of one market, through Python", CAVEATS, rows)
 
 
 if __name__ == "__main__":

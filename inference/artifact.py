@@ -6,6 +6,7 @@ match their hash, features of another definition, sizes that do not fit, no meas
 
 import hashlib
 import math
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from inference.features import FEATURES, FEATURES_VERSION
-from inference.lstm import F32, F64, HEADS, Weights, combine
+from inference.kernels.jit import jit
+from inference.lstm import F32, F64, HEADS, Weights, combine_one
 
 FORMAT: Final = 2
 PARITY_CANDLES_MIN: Final = 10_000
@@ -187,7 +189,7 @@ class Artifact:
 
         """
         k = self.manifest.horizons.index(horizon)
-        touch, up, log_variance = (float(values[0, k]) for values in combine(raw))
+        touch, up, log_variance = combine_one(raw, 0, k)
         known = self.manifest.calibration if calibration is None else calibration
         if known:
             touch = _calibrated(known[k].touch, touch)
@@ -200,7 +202,7 @@ class Artifact:
         if self._limits is None:
             return True
         low, high, outside_max = self._limits
-        return int(np.count_nonzero((x < low) | (x > high))) <= outside_max
+        return _outside(x, low, high) <= outside_max
 
     @cached_property
     def _limits(self) -> tuple[F64, F64, float] | None:
@@ -208,6 +210,15 @@ class Artifact:
         if limits is None:
             return None
         return np.array(limits.low), np.array(limits.high), limits.outside_share_max * len(limits.low)
+
+
+@jit
+def _outside(x: F32, low: F64, high: F64) -> int:
+    """Count the features outside their bounds; one that is no number is outside none."""
+    count = 0
+    for k in range(len(low)):
+        count += x[k] < low[k] or x[k] > high[k]
+    return count
 
 
 def _calibrated(affine: Affine, probability: float) -> float:
@@ -276,9 +287,12 @@ def load(folder: Path) -> Artifact:
 
 
 def _read(path: Path) -> bytes:
+    if path.resolve().parent != path.parent.resolve():
+        raise ArtifactError(f"{path}: leads out of its folder")
     try:
-        if path.stat().st_size > FILE_BYTES_MAX:
-            raise ArtifactError(f"{path}: larger than {FILE_BYTES_MAX} bytes")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > FILE_BYTES_MAX:
+            raise ArtifactError(f"{path}: no file, or larger than {FILE_BYTES_MAX} bytes")
         return path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror}") from error

@@ -19,6 +19,7 @@ import hashlib
 from collections import deque
 from collections.abc import Sequence
 from enum import StrEnum
+from operator import itemgetter
 from typing import NamedTuple
 
 import msgspec
@@ -30,11 +31,14 @@ from inference.artifact import Artifact, Calibration
 from inference.features import INDICATORS, N_FEATURES, N_INDICATORS, update
 from inference.guards import Guard
 from inference.revisions import RevisionBook, policy_under
-from inference.signals import Decision, Outlook, Rules, Side, confirm, decide, market_policy
+from inference.signals import Decision, Outlook, Rules, Side, confirm, decide, market_policy, side_of
 from inference.state import Fold
+from inference.stopwatch import Stopwatch
 
 _Folds = tuple[dict[str, object] | None, dict[str, object] | None]
 _Snapshot = tuple[int, int, _Folds, list[tuple[Candle, float]], Guard | None]
+_SIGMA = INDICATORS.index("sigma")
+_READ = itemgetter(*map(INDICATORS.index, ("rsi", "macd_hist", "adx", "percent_b", "ema_fast", "ema_slow")))
 _SNAPSHOT = 2
 """Version of the snapshot's layout."""
 
@@ -64,8 +68,20 @@ class Model:
         self.warmup, self.epoch = manifest.warmup, manifest.epoch
         weights = self.weights
         self.shape = (weights.members, weights.layers, weights.hidden)
+        self._rooms: dict[int, _Room] = {}
         decisive = (rules, manifest.barrier_width, manifest.signal_horizon, manifest.calibration)
         self.policy = hashlib.blake2b(msgspec.json.encode(decisive, order="deterministic"), digest_size=8).hexdigest()
+
+    def room(self, size: int) -> "_Room":
+        """Return where to put a batch of `size` markets; what lies there is the last batch of any size."""
+        room = self._rooms.get(size)
+        if room is None:
+            most = max(self._rooms, default=0)
+            if size > most:
+                most = max(size, 2 * most)
+                self._rooms = {most: _Room.of(self.weights, most)}
+            room = self._rooms[size] = self._rooms[most].first(size)
+        return room
 
     def horizon(self, spec: CandleSpec) -> int:
         """Candles ahead that a signal of `spec` speaks of; the first horizon where the artifact does not name the spec.
@@ -76,6 +92,28 @@ class Model:
         return manifest.signal_horizon.get(spec.text, manifest.horizons[0])
 
 
+class _Room(NamedTuple):
+    """Where a batch of B markets is put together and answered."""
+
+    x: lstm.F32
+    """[B, F]."""
+    raw: lstm.F64
+    """[B, indicators]."""
+    h: lstm.F32
+    c: lstm.F32
+    y: lstm.F32
+
+    @classmethod
+    def of(cls, weights: lstm.Weights, size: int) -> "_Room":
+        x, raw = np.empty((size, N_FEATURES), np.float32), np.empty((size, N_INDICATORS))
+        h, c, y = weights.zeros(size), weights.zeros(size), weights.answers(size)
+        return cls(x, raw, h, c, y)
+
+    def first(self, size: int) -> "_Room":
+        """Return the room of the first markets."""
+        return _Room(self.x[:size], self.raw[:size], self.h[:size], self.c[:size], self.y[:size])
+
+
 class MarketEngine:
     """The model's state for one market and candle spec."""
 
@@ -83,6 +121,7 @@ class MarketEngine:
         """Set up; `revisions`, for time candles only, take the place of the artifact's own calibration."""
         assert revisions is None or spec.by_time, "the day of an event candle's revision is not told by its ordinal"
         self.model, self.market, self.spec, self.revisions = model, market, spec, revisions
+        self.watch = Stopwatch()
         self.horizon = model.horizon(spec)
         self.policy = market_policy(model.policy, market.max_leverage)
         self._identity = f"{market.exchange}|{market.symbol}|{spec}|".encode()
@@ -159,6 +198,7 @@ class MarketEngine:
         `funding`: what a long pays within the horizon, as a fraction. Candles must come in unbroken order of `seq`,
         voids through `skip`, and their `calibration` must be known.
         """
+        self.watch.begin()
         self._turn(candle.seq)
         if self._tail.maxlen:
             self._tail.append((candle, funding))
@@ -166,9 +206,10 @@ class MarketEngine:
             self._fold(self._following, candle, funding)
         if self._current is None:
             return None
-        decision = self._fold(self._current, candle, funding)
-        if not self._ripe(self._current):
+        if self._current.folded < self.model.warmup:
+            self._fold(self._current, candle, funding)
             return None
+        decision = self._folded(self._current, candle, funding)
         if not self._guarded:
             return Answer(decision, self._current.inputs_hash)
         if (guard := self._guard_for(candle.seq, self._current)) is None:
@@ -240,35 +281,48 @@ class MarketEngine:
     def _begin(self, seq: int) -> Fold:
         return Fold(seq, self.model.shape, self._identity)
 
-    def _fold(self, fold: Fold, candle: Candle, funding: float) -> Decision:
-        self._features(fold.features, candle)
-        lstm.step(self.model.weights, self._x, fold.h[None], fold.c[None], self._y)
-        fold.link(candle, funding)
-        decision = self._decide(candle.seq, self._y, self._x[0], self._raw, fold.side, funding)
+    def _fold(self, fold: Fold, candle: Candle, funding: float) -> None:
+        """Fold a candle about which nothing is to be said."""
+        outlook = self._advance(fold, candle, funding)
+        fold.side = side_of(outlook, held=fold.side, funding=funding, rules=self.model.rules)
+
+    def _folded(self, fold: Fold, candle: Candle, funding: float) -> Decision:
+        """Fold a candle and decide."""
+        decision = self._decide(self._advance(fold, candle, funding), self._raw, fold.side, funding)
         fold.side = decision.side
         return decision
+
+    def _advance(self, fold: Fold, candle: Candle, funding: float) -> Outlook:
+        began_ns = self.watch.now_ns()
+        self._features(fold.features, candle)
+        done_ns = self.watch.now_ns()
+        lstm.step(self.model.weights, self._x, fold.h[None], fold.c[None], self._y)
+        self.watch.features_ns += done_ns - began_ns
+        self.watch.step_ns += self.watch.now_ns() - done_ns
+        fold.link(candle, funding)
+        return self._outlook(candle.seq, self._y, self._x[0], self._raw)
 
     def _features(self, state: lstm.F64, candle: Candle) -> None:
         c, interval_ns = candle, self.spec.interval_ns  # 0 for event candles
         update(state, c.open, c.high, c.low, c.close, c.volume, c.close_time_ns, interval_ns, self._x[0], self._raw)
 
-    def _decide(self, seq: int, y: lstm.F32, x: lstm.F32, raw: lstm.F64, held: Side, funding: float) -> Decision:
+    def _outlook(self, seq: int, y: lstm.F32, x: lstm.F32, raw: lstm.F64) -> Outlook:
         calibration = self.calibration(seq)
         assert calibration is not None, "nothing is decided before the day's revision is known"
         expected = self.model.artifact.expect(y, self.horizon, calibration)
-        named = dict(zip(INDICATORS, raw.tolist(), strict=True))
-        scale_bps = 1e4 * named["sigma"] * self.horizon**0.5
-        outlook = Outlook(
+        scale_bps = 1e4 * raw.item(_SIGMA) * self.horizon**0.5
+        return Outlook(
             p_touch=expected.p_touch,
             p_up=expected.p_up,
             barrier_bps=self.model.artifact.manifest.barrier_width * scale_bps,
             volatility_bps=scale_bps * expected.volatility_ratio,
             in_range=self.model.artifact.in_range(x),
         )
-        trend = named["ema_fast"] / named["ema_slow"] - 1.0
-        confirmations = confirm(
-            rsi=named["rsi"], macd_hist=named["macd_hist"], adx=named["adx"], percent_b=named["percent_b"], trend=trend
-        )
+
+    def _decide(self, outlook: Outlook, raw: lstm.F64, held: Side, funding: float) -> Decision:
+        rsi, macd_hist, adx, percent_b, ema_fast, ema_slow = _READ(raw.tolist())
+        trend = ema_fast / ema_slow - 1.0
+        confirmations = confirm(rsi=rsi, macd_hist=macd_hist, adx=adx, percent_b=percent_b, trend=trend)
         return decide(
             outlook,
             held=held,
@@ -331,20 +385,20 @@ def peek(questions: Sequence[Peek]) -> list[Decision]:
     """
     if not questions:
         return []
-    weights = questions[0].engine.model.weights
-    size = len(questions)
-    x, raw = np.empty((size, N_FEATURES), np.float32), np.empty((size, N_INDICATORS))
-    h, c, y = weights.zeros(size), weights.zeros(size), weights.answers(size)
+    model = questions[0].engine.model
+    x, raw, h, c, y = model.room(len(questions))
     folds = []
     for i, (engine, candle, _) in enumerate(questions):
         fold = engine._fold_for(candle.seq)
         engine._features(fold.features.copy(), candle)
         x[i], raw[i], h[i], c[i] = engine._x[0], engine._raw, fold.h, fold.c
         folds.append(fold)
-    lstm.peek(weights, x, h, c, y)
+    lstm.peek(model.weights, x, h, c, y)
     return [
         q.engine._peeked(
-            q.candle, fold, q.engine._decide(q.candle.seq, y[i : i + 1], x[i], raw[i], fold.side, q.funding)
+            q.candle,
+            fold,
+            q.engine._decide(q.engine._outlook(q.candle.seq, y[i : i + 1], x[i], raw[i]), raw[i], fold.side, q.funding),
         )
         for i, (q, fold) in enumerate(zip(questions, folds, strict=True))
     ]

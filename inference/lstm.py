@@ -46,8 +46,6 @@ class Weights:
     clip: F32
     """[], bound of a normalised feature."""
     _packed: F32 = field(init=False, repr=False)
-    _scale: F32 = field(init=False, repr=False)
-    _bound: np.float32 = field(init=False, repr=False)
     _scratch: F32 = field(init=False, repr=False)  # compiled code holds the interpreter's lock, so sharing it is safe
 
     def __post_init__(self) -> None:
@@ -65,12 +63,11 @@ class Weights:
                 raise ValueError(f"weights: {name} is {array.dtype}{list(array.shape)}, expected float32{list(shape)}")
             if not np.isfinite(array).all():
                 raise ValueError(f"weights: {name} holds values that are not finite")
-        packed = fused.pack(self.first, self.deeper, self.recurrent, self.bias, self.head, self.head_bias)
-        object.__setattr__(self, "_packed", packed)
-        object.__setattr__(self, "_scale", np.stack([self.mean, self.inv_std]))
-        object.__setattr__(self, "_bound", np.float32(self.clip))
+        scale = np.concatenate([self.mean, self.inv_std, self.clip[None]])
+        packed = fused.pack(scale, self.first, self.deeper, self.recurrent, self.bias, self.head, self.head_bias)
         scratch = np.zeros(fused.scratch_size(hidden, features, outputs), np.float32)
-        object.__setattr__(self, "_scratch", scratch)
+        object.__setattr__(self, "_packed", packed)
+        object.__setattr__(self, "_scratch", fused.aligned(scratch))
 
     @property
     def members(self) -> int:
@@ -127,18 +124,19 @@ def step(weights: Weights, x: F32, h: F32, c: F32, y: F32) -> None:
     """Advance B markets by one candle in place.
 
     All arrays are float32 in C order: x [B, F] raw features, h and c [B, M, L, H]; y [B, M, O] receives the outputs.
-    (Other layouts work too, but each is compiled on first use, which takes seconds.)
+    (Other layouts of x and y work too, but each is compiled on first use, which takes seconds.)
 
     Raises:
         ValueError: shapes do not belong together.
+        numba.TypingError: h or c is not in C order or not of float32.
 
     """
-    fused.run(weights._packed, weights._scale, weights._bound, weights._scratch, x, h, c, y, True)
+    fused.run(weights._packed, weights._scratch, x, h, c, y, True)
 
 
 def peek(weights: Weights, x: F32, h: F32, c: F32, y: F32) -> None:
     """Write to y what `step` would, to the bit, and leave h and c as they are."""
-    fused.run(weights._packed, weights._scale, weights._bound, weights._scratch, x, h, c, y, False)
+    fused.run(weights._packed, weights._scratch, x, h, c, y, False)
 
 
 class Combined(NamedTuple):
@@ -169,14 +167,19 @@ def _logistic(x: float) -> float:
 
 
 @jit
+def combine_one(y: F32, b: int, k: int) -> tuple[float, float, float]:
+    """Return what `combine` does, of one market and one horizon, as plain numbers."""
+    members = y.shape[1]
+    touch = up = log_variance = 0.0
+    for m in range(members):
+        touch += _logistic(np.float64(y[b, m, 3 * k]))
+        up += _logistic(np.float64(y[b, m, 3 * k + 1]))
+        log_variance += np.float64(y[b, m, 3 * k + 2])
+    return touch / members, up / members, log_variance / members
+
+
+@jit
 def _combine(y: F32, p_touch: F64, p_up: F64, log_variance_ratio: F64) -> None:
-    batch, members, _ = y.shape
-    for b in range(batch):
+    for b in range(y.shape[0]):
         for k in range(p_touch.shape[1]):
-            touch = up = log_variance = 0.0
-            for m in range(members):
-                touch += _logistic(np.float64(y[b, m, 3 * k]))
-                up += _logistic(np.float64(y[b, m, 3 * k + 1]))
-                log_variance += np.float64(y[b, m, 3 * k + 2])
-            p_touch[b, k], p_up[b, k] = touch / members, up / members
-            log_variance_ratio[b, k] = log_variance / members
+            p_touch[b, k], p_up[b, k], log_variance_ratio[b, k] = combine_one(y, b, k)

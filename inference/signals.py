@@ -7,6 +7,7 @@ the side is flat unless the expected move pays the round trip.
 import hashlib
 import math
 from enum import StrEnum
+from typing import NamedTuple
 
 import msgspec
 
@@ -125,45 +126,75 @@ def decide(
     `held` is the side of the candle before; `funding` what a long pays within the horizon, as a fraction;
     `contract_leverage` the most that the exchange allows on the contract, where it says.
     """
-    p_long = outlook.p_touch * outlook.p_up
-    p_short = outlook.p_touch - p_long
-    move_bps = (p_long - p_short) * outlook.barrier_bps
-    cost_bps = rules.round_trip_bps
-    edges = {Side.LONG: move_bps - cost_bps - funding * 1e4, Side.SHORT: -move_bps - cost_bps + funding * 1e4}
-    probabilities = {Side.SHORT: p_short, Side.FLAT: 1.0 - outlook.p_touch, Side.LONG: p_long}
-    side, reasons = _choose(edges, probabilities, held, rules)
-    if not outlook.in_range:
-        side, reasons = Side.FLAT, ["outside_training_range"]
+    choice = _weigh(outlook, held, funding, rules)
+    side, p_long, p_short, p_flat = choice.side, choice.p_long, choice.p_short, 1.0 - outlook.p_touch
     stop_bps = rules.stop_multiple * outlook.volatility_bps
     max_leverage = leverage_limit(stop_bps, rules, contract_leverage)
     return Decision(
         side=side,
         p_short=_published(p_short),
-        p_flat=_published(probabilities[Side.FLAT]),
+        p_flat=_published(p_flat),
         p_long=_published(p_long),
-        confidence=_published(probabilities[side]),
-        expected_move_bps=_published(move_bps),
+        confidence=_published(p_flat if side is Side.FLAT else p_long if side is Side.LONG else p_short),
+        expected_move_bps=_published(choice.move_bps),
         volatility_bps=_published(outlook.volatility_bps),
-        edge_bps=_published(max(edges.values())),
+        edge_bps=_published(choice.edge_bps),
         stop_bps=_published(stop_bps),
         max_leverage=_published(max_leverage),
         size_hint=_published(size_hint(outlook.volatility_bps, rules.volatility_target_bps, max_leverage)),
         confirmations=confirmations,
-        reasons=reasons,
+        reasons=[choice.reason],
     )
 
 
-def _choose(
-    edges: dict[Side, float], probabilities: dict[Side, float], held: Side, rules: Rules
-) -> tuple[Side, list[str]]:
-    """Pick a side with hysteresis: entering asks for more edge than staying."""
-    best = max(edges, key=lambda side: edges[side])
-    pays = edges[best] > rules.enter_edge_bps
-    if pays and probabilities[best] >= rules.probability_min:
-        return best, ["edge_above_cost"]
-    if held is not Side.FLAT and edges[held] > rules.exit_edge_bps:
-        return held, ["held_until_exit_edge"]
-    return Side.FLAT, ["probability_below_min" if pays else "edge_below_cost"]
+def side_of(outlook: Outlook, *, held: Side, funding: float, rules: Rules) -> Side:
+    """Return the side that `decide` would, where nothing else of a decision is wanted."""
+    return _weigh(outlook, held, funding, rules).side
+
+
+class _Choice(NamedTuple):
+    """Which way, and why."""
+
+    side: Side
+    reason: str
+    p_long: float
+    p_short: float
+    move_bps: float
+    edge_bps: float
+    """Of the better side."""
+
+
+def _weigh(outlook: Outlook, held: Side, funding: float, rules: Rules) -> _Choice:
+    p_long = outlook.p_touch * outlook.p_up
+    p_short = outlook.p_touch - p_long
+    move_bps = (p_long - p_short) * outlook.barrier_bps
+    cost_bps = rules.round_trip_bps
+    long = _Bet(Side.LONG, move_bps - cost_bps - funding * 1e4, p_long)
+    short = _Bet(Side.SHORT, -move_bps - cost_bps + funding * 1e4, p_short)
+    best = long if long.edge_bps >= short.edge_bps else short
+    if outlook.in_range:
+        side, reason = _choose(best, long if held is Side.LONG else short, held, rules)
+    else:
+        side, reason = Side.FLAT, "outside_training_range"
+    return _Choice(side, reason, p_long, p_short, move_bps, best.edge_bps)
+
+
+class _Bet(NamedTuple):
+    """What a side promises."""
+
+    side: Side
+    edge_bps: float
+    probability: float
+
+
+def _choose(best: _Bet, kept: _Bet, held: Side, rules: Rules) -> tuple[Side, str]:
+    """Pick a side with hysteresis: entering asks for more edge than staying; `kept` is the side held, if one is."""
+    pays = best.edge_bps > rules.enter_edge_bps
+    if pays and best.probability >= rules.probability_min:
+        return best.side, "edge_above_cost"
+    if held is not Side.FLAT and kept.edge_bps > rules.exit_edge_bps:
+        return held, "held_until_exit_edge"
+    return Side.FLAT, "probability_below_min" if pays else "edge_below_cost"
 
 
 def leverage_limit(stop_bps: float, rules: Rules, contract_leverage: float | None = None) -> float:

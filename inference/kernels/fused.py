@@ -1,9 +1,15 @@
 """The live step of an ensemble of LSTMs: one pass over packed weights, equal to the bit for any batch.
 
-A *tile* is 16 hidden units: their four gates are four vectors of 16 float32. For a tile the sum runs over the inputs in
-order, bias first, one explicit fused multiply-add each; nothing else decides a result, so the number of markets in a
-call, their order and a peek instead of a step cannot change a bit. (A general matrix product blocks its sums by the
-batch.) Four markets share one reading of the weights; their sums stay apart.
+Units lie in vectors of 16 float32, their four gates in four vectors. For each gate the sum runs over the inputs in
+order, bias first, then the features or the layer below, then the hidden state, one explicit fused multiply-add each;
+nothing else decides a result, so the number of markets in a call, their order and a peek instead of a step cannot
+change a bit. (A general matrix product blocks its sums by the batch.) Markets that share one reading of the weights
+keep their sums apart.
+
+A *tile* is what one pass over the rows of weights computes. A market alone takes 32 units at once: their eight sums
+hide how long a multiply-add takes, and the weights come as fast as the cache gives them. What remains of a layer is a
+tile of 16, or a few times 4 whose gates share one vector; such a 4 rides along with a tile of 32 where there is one.
+Several markets take 16 units at once, as their own sums hide the time.
 
 The vector code is emitted through numba as LLVM IR and runs on any CPU that LLVM knows: wide registers are used where
 they exist, and the result does not depend on their width. A CPU without fused multiply-add emulates it, slowly.
@@ -13,7 +19,8 @@ tanh(x) is 1 − 2/(1 + exp(2|x|)) with the sign of x, and below 0.55 x + x³·T
 the last two bits of the truth. An open forget gate repeats its error at every candle of a quiet market, so they matter.
 """
 
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -24,9 +31,12 @@ from numpy.typing import NDArray
 from inference.kernels.jit import jit
 
 LANES: Final = 16
-GROUP: Final = 4
-"""Markets that share one reading of the weights."""
-TILE: Final = 4 * LANES
+GROUP: Final = 6
+"""Markets that share one reading of the weights: 24 sums, 4 weights and an input fill 32 registers."""
+PAIR: Final = 2
+WIDE: Final = 2 * LANES
+NARROW: Final = LANES // 4
+BROAD: Final = WIDE + NARROW
 
 _T: Final = (-0.3333331943, 0.1333263218, -0.05385666341, 0.02108818479, -0.006296012085)
 _NEAR: Final = 0.55**2
@@ -42,7 +52,10 @@ _FLOAT = ir.FloatType()
 _INDEX = ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _BITS = ir.VectorType(ir.IntType(32), LANES)
+_Sums = list[list[ir.Value]]
 _F32 = NDArray[np.float32]
+_Frame = tuple[int, int, int, int, int, int, int, int, int]
+_Place = tuple[int, int, int]
 
 
 class _Vectors:
@@ -50,7 +63,7 @@ class _Vectors:
 
     def __init__(self, builder: ir.IRBuilder) -> None:
         self.b = builder
-        kinds = {"fma": 3, "minnum": 2, "maxnum": 2, "fabs": 1, "copysign": 2}
+        kinds = {"fma": 3, "fabs": 1, "copysign": 2}
         self.calls = {
             name: builder.module.declare_intrinsic(
                 f"llvm.{name}.v{LANES}f32", fnty=ir.FunctionType(_VECTOR, [_VECTOR] * arity)
@@ -98,8 +111,9 @@ class _Vectors:
         return self.b.fmul(self._polynomial(rest, _E), power)
 
     def _within(self, x: ir.Value, bound: float) -> ir.Value:
-        above = self.b.call(self.calls["maxnum"], [x, self.constant(-bound)])
-        return self.b.call(self.calls["minnum"], [above, self.constant(bound)])
+        low, high = self.constant(-bound), self.constant(bound)
+        above = self.b.select(self.b.fcmp_ordered(">", x, low), x, low)
+        return self.b.select(self.b.fcmp_ordered("<", above, high), above, high)
 
     def _polynomial(self, z: ir.Value, coefficients: tuple[float, ...]) -> ir.Value:
         value: ir.Value = self.constant(coefficients[-1])
@@ -108,58 +122,101 @@ class _Vectors:
         return value
 
 
-def _sums(
-    v: _Vectors, weights: ir.Value, inputs: ir.Value, stride: ir.Value, count: ir.Value, *, markets: int, width: int
-) -> list[list[ir.Value]]:
-    """Emit bias + Σ input × row and return it, [markets][width] vectors.
+class _Segment(NamedTuple):
+    """Inputs of a sum: market s has `count` > 0 floats from `base` + s × `stride` on."""
 
-    `weights` points at the bias row, followed by `count` > 0 rows, each of width × 16 floats; market s reads its inputs
-    from s × stride on.
+    base: ir.Value
+    stride: ir.Value
+    count: ir.Value
+
+
+def _sums(
+    v: _Vectors, weights: ir.Value, segments: Sequence[_Segment], *, markets: int, row: ir.Value, ways: Sequence[int]
+) -> _Sums:
+    """Emit bias + Σ input × row over all segments in order; return [markets][ways] vectors.
+
+    `weights` points at the bias row, followed by one row an input, each of `row` floats, of which the vectors `ways`
+    are wanted.
     """
+    places = [ir.Constant(_INDEX, LANES * way) for way in ways]
+    sums: _Sums = [[v.load(weights, place) for place in places]] * markets
+    at = row
+    for segment in segments:
+        sums, at = _summed(v, weights, segment, sums, at, row, places)
+    return sums
+
+
+def _summed(
+    v: _Vectors, weights: ir.Value, segment: _Segment, sums: _Sums, at: ir.Value, row: ir.Value, places: list[ir.Value]
+) -> tuple[_Sums, ir.Value]:
+    """Emit the loop over one segment, whose rows begin `at`; return the new sums and where the next rows begin."""
     b = v.b
-    step = ir.Constant(_INDEX, width * LANES)
-    ways = [ir.Constant(_INDEX, LANES * i) for i in range(width)]
-    origins = [b.mul(ir.Constant(_INDEX, s), stride) for s in range(markets)]
-    bias = [v.load(weights, way) for way in ways]
+    origins = [b.gep(segment.base, [b.mul(ir.Constant(_INDEX, s), segment.stride)]) for s in range(len(sums))]
     before, loop, after = b.block, b.append_basic_block("rows"), b.append_basic_block("summed")
     b.branch(loop)
     b.position_at_end(loop)
-    k, row = b.phi(_INDEX), b.phi(_INDEX)
-    sums = [[b.phi(_VECTOR) for _ in ways] for _ in range(markets)]
-    row_weights = [v.load(weights, b.add(row, way)) for way in ways]
-    spread = [v.spread(inputs, b.add(origin, k)) for origin in origins]
-    folded = [[v.fma(spread[s], row_weights[i], sums[s][i]) for i in range(width)] for s in range(markets)]
-    following = b.add(k, ir.Constant(_INDEX, 1))
-    k.add_incoming(ir.Constant(_INDEX, 0), before)
-    k.add_incoming(following, loop)
-    row.add_incoming(step, before)
-    row.add_incoming(b.add(row, step), loop)
-    for s in range(markets):
-        for i in range(width):
-            sums[s][i].add_incoming(bias[i], before)
-            sums[s][i].add_incoming(folded[s][i], loop)
-    b.cbranch(b.icmp_signed("<", following, count), loop, after)
+    k, here = b.phi(_INDEX), b.phi(_INDEX)
+    running = [[b.phi(_VECTOR) for _ in places] for _ in sums]
+    shared = [v.load(weights, b.add(here, place)) for place in places]
+    folded = []
+    for origin, totals in zip(origins, running, strict=True):
+        spread = v.spread(origin, k)
+        folded.append([v.fma(spread, weight, total) for weight, total in zip(shared, totals, strict=True)])
+    following, beyond = b.add(k, ir.Constant(_INDEX, 1)), b.add(here, row)
+    phis = [(k, ir.Constant(_INDEX, 0), following), (here, at, beyond)]
+    for market in zip(running, sums, folded, strict=True):
+        phis += zip(*market, strict=True)
+    for phi, first, then in phis:
+        phi.add_incoming(first, before)
+        phi.add_incoming(then, loop)
+    b.cbranch(b.icmp_signed("<", following, segment.count), loop, after)
     b.position_at_end(after)
-    return folded
+    return folded, beyond
 
 
-def _floats(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value) -> ir.Value:
-    return context.make_array(kind)(context, builder, array).data
+def _gates(v: _Vectors, sums: list[ir.Value]) -> _Sums:
+    """Return the vectors of the four gates for each 16 units of a tile, then for its 4 where it has them."""
+    parts, kind = len(sums) // 4, ir.VectorType(ir.IntType(32), LANES)
+    gates = [sums[4 * part : 4 * part + 4] for part in range(parts)]
+    for shared in sums[4 * parts :]:
+        masks = [[gate * NARROW + lane % NARROW for lane in range(LANES)] for gate in range(4)]
+        gates.append([v.b.shuffle_vector(shared, shared, ir.Constant(kind, mask)) for mask in masks])
+    return gates
 
 
-def _emit_tile(markets: int) -> Any:
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        packed, start, scratch, inputs, stride, count, cells, hiddens, units = args
-        v = _Vectors(builder)
-        weights = builder.gep(_floats(context, builder, signature.args[0], packed), [start])
-        floats = _floats(context, builder, signature.args[2], scratch)
-        gates = _sums(v, weights, builder.gep(floats, [inputs]), stride, count, markets=markets, width=4)
-        for s, (i, f, g, o) in enumerate(gates):
-            offset = builder.mul(ir.Constant(_INDEX, s), units)
-            cell = v.load(floats, builder.add(cells, offset))
-            cell = v.fma(v.logistic(f), cell, builder.fmul(v.logistic(i), v.tanh(g)))
-            v.store(cell, floats, builder.add(cells, offset))
-            v.store(builder.fmul(v.logistic(o), v.tanh(cell)), floats, builder.add(hiddens, offset))
+def _floats(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, at: ir.Value) -> ir.Value:
+    """Point at float `at` of an array in C order."""
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [at])
+
+
+def _emit_tile(markets: int, ways: int) -> Any:
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        kinds, v = signature.args, _Vectors(b)
+        packed, start, row, scratch, h, c, frame, unit, in_place, commit = args
+        below, pitch, count, state, apart, hidden, cells, fresh, room = (b.extract_value(frame, at) for at in range(9))
+        work = _floats(context, b, kinds[3], scratch, unit)
+        inputs = [
+            _Segment(_floats(context, b, kinds[3], scratch, below), pitch, count),
+            _Segment(_floats(context, b, kinds[4], h, state), apart, hidden),
+        ]
+        weights = _floats(context, b, kinds[0], packed, start)
+        sums = _sums(v, weights, inputs, markets=markets, row=row, ways=range(ways))
+        kept, aside = _floats(context, b, kinds[5], c, b.add(state, unit)), b.gep(work, [cells])
+        source, source_pitch = b.select(in_place, kept, aside), b.select(in_place, apart, room)
+        stays = b.and_(in_place, commit)
+        target, target_pitch = b.select(stays, kept, aside), b.select(stays, apart, room)
+        for s in range(markets):
+            market = ir.Constant(_INDEX, s)
+            for part, (i, f, g, o) in enumerate(_gates(v, sums[s])):
+                place = ir.Constant(_INDEX, part * LANES)
+                here = b.add(b.mul(market, room), place)
+                read, write = (aside, here), (aside, here)
+                if part < ways // 4:
+                    read = source, b.add(b.mul(market, source_pitch), place)
+                    write = target, b.add(b.mul(market, target_pitch), place)
+                cell = v.fma(v.logistic(f), v.load(*read), b.fmul(v.logistic(i), v.tanh(g)))
+                v.store(cell, *write)
+                v.store(b.fmul(v.logistic(o), v.tanh(cell)), b.gep(work, [fresh]), here)
         return context.get_dummy_value()
 
     return emit
@@ -169,24 +226,33 @@ def _emit_head(markets: int) -> Any:
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         packed, start, scratch, inputs, stride, count, outputs, width = args
         v = _Vectors(builder)
-        weights = builder.gep(_floats(context, builder, signature.args[0], packed), [start])
-        floats = _floats(context, builder, signature.args[2], scratch)
-        sums = _sums(v, weights, builder.gep(floats, [inputs]), stride, count, markets=markets, width=1)
+        weights = _floats(context, builder, signature.args[0], packed, start)
+        work = _floats(context, builder, signature.args[2], scratch, ir.Constant(_INDEX, 0))
+        hiddens = _Segment(builder.gep(work, [inputs]), stride, count)
+        sums = _sums(v, weights, [hiddens], markets=markets, row=ir.Constant(_INDEX, LANES), ways=[0])
         for s, (value,) in enumerate(sums):
-            v.store(value, floats, builder.add(outputs, builder.mul(ir.Constant(_INDEX, s), width)))
+            v.store(value, work, builder.add(outputs, builder.mul(ir.Constant(_INDEX, s), width)))
         return context.get_dummy_value()
 
     return emit
 
 
-_ARRAY = types.Array(types.float32, 1, "C")
+_ARRAY, _STATE = types.Array(types.float32, 1, "C"), types.Array(types.float32, 4, "C")
+_FRAME = types.UniTuple(types.intp, 9)  # type: ignore[no-untyped-call]
 
 
-def _tile_intrinsic(markets: int) -> Any:
+def _tile_intrinsic(markets: int, ways: int) -> Any:
     @intrinsic
-    def tile(typing, packed, start, scratch, inputs, stride, count, cells, hiddens, units):  # type: ignore[no-untyped-def]  # noqa: ARG001
-        """Advance 16 units: sum gates over `count` inputs, fold cells, write hiddens, all in `scratch`."""
-        return types.void(_ARRAY, types.intp, _ARRAY, *[types.intp] * 6), _emit_tile(markets)
+    def tile(typing, packed, start, row, scratch, h, c, frame, unit, in_place, commit):  # type: ignore[no-untyped-def]  # noqa: ARG001
+        """Advance the units of a tile: sum gates, fold cells, write hiddens to `scratch`.
+
+        `frame`: in `scratch` where the inputs from below begin, how far those of two markets lie apart, and how many
+        there are; in `h` and `c` the same three of the layer's own state; in `scratch` the cells, the new hiddens, and
+        how far those of two markets lie apart. If `in_place`, whole vectors of cells are read from `c`, and written
+        there if `commit`; all others lie in `scratch`.
+        """
+        kinds = (_ARRAY, types.intp, types.intp, _ARRAY, _STATE, _STATE, _FRAME, types.intp)
+        return types.void(*kinds, types.boolean, types.boolean), _emit_tile(markets, ways)
 
     return tile
 
@@ -200,8 +266,10 @@ def _head_intrinsic(markets: int) -> Any:
     return head
 
 
-_tile_one, _tile_group = _tile_intrinsic(1), _tile_intrinsic(GROUP)
-_head_one, _head_group = _head_intrinsic(1), _head_intrinsic(GROUP)
+_wide_one, _broad_one = _tile_intrinsic(1, 8), _tile_intrinsic(1, 9)
+_full_one, _full_pair, _full_group = (_tile_intrinsic(markets, 4) for markets in (1, PAIR, GROUP))
+_narrow_one, _narrow_pair = (_tile_intrinsic(markets, 1) for markets in (1, PAIR))
+_head_one, _head_pair, _head_group = (_head_intrinsic(markets) for markets in (1, PAIR, GROUP))
 
 
 @jit
@@ -211,29 +279,59 @@ def padded(count: int) -> int:
 
 
 @jit
+def tile_units(rest: int) -> int:
+    """Say how many units the next tile takes where `rest` remain."""
+    if rest < WIDE:
+        return LANES if rest > 2 * NARROW else NARROW
+    return BROAD if 0 < rest % WIDE <= 2 * NARROW else WIDE
+
+
+@jit
+def tiled(hidden: int) -> int:
+    """Return how many units all tiles of a layer have."""
+    total = 0
+    while total < hidden:
+        total += tile_units(hidden - total)
+    return total
+
+
+@jit
 def scratch_size(hidden: int, features: int, outputs: int) -> int:
     """Return how many floats `run` needs to work in."""
-    return GROUP * (features + (max(features, hidden) + hidden) + 2 * padded(hidden) + padded(outputs))
+    return GROUP * (padded(features) + 3 * (padded(hidden) + LANES) + padded(outputs))
 
 
 @jit
 def packed_size(members: int, layers: int, hidden: int, features: int, outputs: int) -> int:
     """Return how many floats `pack` makes."""
     rows = (features + hidden + 1) + (layers - 1) * (2 * hidden + 1)
-    return members * (rows * 4 * padded(hidden) + (hidden + 1) * padded(outputs))
+    return padded(2 * features + 1) + members * (rows * 4 * tiled(hidden) + (hidden + 1) * padded(outputs))
 
 
-def _tiles(weight: _F32, bias: _F32, parts: int) -> _F32:
-    """Reorder [parts × N, K] and [parts × N] to tiles [N / 16, 1 + K, parts, 16], N filled up with zeros."""
-    table = np.concatenate([bias[:, None], weight], axis=1).reshape(parts, -1, 1 + weight.shape[1])
-    table = np.pad(table, ((0, 0), (0, -table.shape[1] % LANES), (0, 0)))
-    return table.reshape(parts, -1, LANES, table.shape[2]).transpose(1, 3, 0, 2).ravel()
+def _tiles(weight: _F32, bias: _F32) -> Iterator[_F32]:
+    """Yield the tiles of [4H, K] and [4H]: [1 + K, 4 × units], bias first, filled up with zeros."""
+    table = np.concatenate([bias[:, None], weight], axis=1).reshape(4, -1, 1 + weight.shape[1])
+    table = np.pad(table, ((0, 0), (0, tiled(table.shape[1]) - table.shape[1]), (0, 0))).transpose(2, 0, 1)
+    at, hidden = 0, len(bias) // 4
+    while at < hidden:
+        units = tile_units(hidden - at)
+        parts = np.split(table[:, :, at : at + units], range(LANES, units, LANES), axis=2)
+        yield np.concatenate([part.reshape(len(table), -1) for part in parts], axis=1)
+        at += units
 
 
-def pack(first: _F32, deeper: _F32, recurrent: _F32, bias: _F32, head: _F32, head_bias: _F32) -> _F32:
-    """Lay weights out in the order `run` reads them: members, in each its layers, then its head.
+def _columns(weight: _F32, bias: _F32) -> _F32:
+    """Reorder [O, K] and [O] to [O / 16, 1 + K, 16], O filled up with zeros."""
+    table = np.concatenate([bias[:, None], weight], axis=1)
+    table = np.pad(table, ((0, -len(table) % LANES), (0, 0)))
+    return table.reshape(-1, LANES, table.shape[1]).transpose(0, 2, 1)
+
+
+def pack(scale: _F32, first: _F32, deeper: _F32, recurrent: _F32, bias: _F32, head: _F32, head_bias: _F32) -> _F32:
+    """Lay weights out in the order `run` reads them: normalisation, then members, in each its layers and its head.
 
     Args:
+        scale: [2F + 1]: means and reciprocal deviations of the raw features, and the bound of a normalised one.
         first: [M, 4H, F], gates in torch's order i, f, g, o.
         deeper: [M, L − 1, 4H, H], input weights of the layers above the first.
         recurrent: [M, L, 4H, H].
@@ -245,64 +343,109 @@ def pack(first: _F32, deeper: _F32, recurrent: _F32, bias: _F32, head: _F32, hea
         One contiguous float32 array beginning at a cache line.
 
     """
-    parts = []
+    parts = [np.pad(scale, (0, -len(scale) % LANES))]
     for m in range(len(first)):
         for layer in range(bias.shape[1]):
             below = first[m] if layer == 0 else deeper[m, layer - 1]
-            parts.append(_tiles(np.concatenate([below, recurrent[m, layer]], axis=1), bias[m, layer], 4))
-        parts.append(_tiles(head[m], head_bias[m], 1))
-    return _aligned(np.concatenate(parts))
+            parts += _tiles(np.concatenate([below, recurrent[m, layer]], axis=1), bias[m, layer])
+        parts.append(_columns(head[m], head_bias[m]))
+    return aligned(np.concatenate([part.ravel() for part in parts]))
 
 
-def _aligned(values: _F32) -> _F32:
-    room = np.empty(len(values) + 16, np.float32)
+def aligned(values: _F32) -> _F32:
+    """Copy to a place that begins at a cache line."""
+    room = np.empty(len(values) + LANES, np.float32)
     skip = -room.ctypes.data % 64 // 4
     room[skip : skip + len(values)] = values
     return room[skip : skip + len(values)]
 
 
 @jit
-def _layer(
-    packed: _F32, start: int, scratch: _F32, inputs: int, stride: int, count: int, cells: int, units: int, markets: int
-) -> int:
-    """Advance all tiles of a layer; return where the next layer's weights start."""
-    hiddens = cells + GROUP * units
-    for unit in range(0, units, LANES):
-        if markets == GROUP:
-            _tile_group(packed, start, scratch, inputs, stride, count, cells + unit, hiddens + unit, units)
+def _tile(
+    packed: _F32, start: int, scratch: _F32, h: _F32, c: _F32, frame: _Frame, unit: int, units: int, markets: int,
+    commit: bool,
+) -> None:  # fmt: skip
+    """Advance `units` units of a layer from `unit` on."""
+    row, in_place = 4 * units, units >= WIDE
+    if markets == 1 and units == WIDE:
+        _wide_one(packed, start, row, scratch, h, c, frame, unit, in_place, commit)
+        return
+    if markets == 1 and units == BROAD:
+        _broad_one(packed, start, row, scratch, h, c, frame, unit, in_place, commit)
+        return
+    narrow = units % LANES
+    for offset in range(0, units - narrow, LANES):
+        begin, at = start + 4 * offset, unit + offset
+        if markets == 1:
+            _full_one(packed, begin, row, scratch, h, c, frame, at, in_place, commit)
+        elif markets == PAIR:
+            _full_pair(packed, begin, row, scratch, h, c, frame, at, in_place, commit)
         else:
-            _tile_one(packed, start, scratch, inputs, stride, count, cells + unit, hiddens + unit, units)
-        start += (count + 1) * TILE
+            _full_group(packed, begin, row, scratch, h, c, frame, at, in_place, commit)
+    if narrow:
+        begin, at = start + 4 * (units - narrow), unit + units - narrow
+        if markets == 1:
+            _narrow_one(packed, begin, row, scratch, h, c, frame, at, False, commit)
+        for s in range(0, markets - 1, PAIR):
+            below, pitch, count, state, apart, hidden, cells, fresh, room = frame
+            pair = (
+                below + s * pitch, pitch, count, state + s * apart, apart, hidden, cells + s * room, fresh + s * room,
+                room,
+            )  # fmt: skip
+            _narrow_pair(packed, begin, row, scratch, h, c, pair, at, False, commit)
+
+
+@jit
+def _layer(
+    packed: _F32, start: int, scratch: _F32, h: _F32, c: _F32, at: _Place, frame: _Frame, markets: int, commit: bool
+) -> int:
+    """Advance all tiles of the layer `at` (first market, member, layer); return where the next one's weights start."""
+    first, m, layer = at
+    hidden, cells, fresh, room = frame[5:]
+    unit = 0
+    while unit < hidden:
+        units = tile_units(hidden - unit)
+        aside, beyond = unit + WIDE if units >= WIDE else unit, min(unit + units, hidden)
+        for s in range(markets):
+            for j in range(aside, beyond):
+                scratch[cells + s * room + j] = c[first + s, m, layer, j]
+        _tile(packed, start, scratch, h, c, frame, unit, units, markets, commit)
+        if commit:
+            for s in range(markets):
+                for j in range(aside, beyond):
+                    c[first + s, m, layer, j] = scratch[cells + s * room + j]
+        start += (frame[2] + hidden + 1) * 4 * units
+        unit += units
+    if commit:
+        for s in range(markets):
+            for j in range(hidden):
+                h[first + s, m, layer, j] = scratch[fresh + s * room + j]
     return start
 
 
 @jit
 def _heads(
-    packed: _F32,
-    start: int,
-    scratch: _F32,
-    hiddens: int,
-    units: int,
-    hidden: int,
-    outputs: int,
-    width: int,
+    packed: _F32, start: int, scratch: _F32, hiddens: int, room: int, hidden: int, outputs: int, width: int,
     markets: int,
-) -> int:
+) -> int:  # fmt: skip
     for out in range(0, width, LANES):
-        if markets == GROUP:
-            _head_group(packed, start, scratch, hiddens, units, hidden, outputs + out, width)
+        if markets == 1:
+            _head_one(packed, start, scratch, hiddens, room, hidden, outputs + out, width)
+        elif markets == PAIR:
+            _head_pair(packed, start, scratch, hiddens, room, hidden, outputs + out, width)
         else:
-            _head_one(packed, start, scratch, hiddens, units, hidden, outputs + out, width)
+            _head_group(packed, start, scratch, hiddens, room, hidden, outputs + out, width)
         start += (hidden + 1) * LANES
     return start
 
 
 @jit
-def _normalise(scale: _F32, clip: np.float32, x: _F32, first: int, markets: int, scratch: _F32) -> None:
+def _normalise(packed: _F32, x: _F32, first: int, markets: int, scratch: _F32) -> None:
     features = x.shape[1]
+    clip = packed[2 * features]
     for s in range(markets):
         for k in range(features):
-            value = (np.float32(x[first + s, k]) - scale[0, k]) * scale[1, k]
+            value = (np.float32(x[first + s, k]) - packed[k]) * packed[features + k]
             scratch[s * features + k] = min(max(value, -clip), clip)
 
 
@@ -312,45 +455,31 @@ def _advance(
 ) -> None:
     """Run `markets` rows of the batch from `first` on through every member."""
     _, members, layers, hidden = h.shape
-    units, width = padded(hidden), padded(y.shape[2])
-    stride = max(features, hidden) + hidden
-    inputs = GROUP * features
-    cells = inputs + GROUP * stride
-    hiddens = cells + GROUP * units
-    outputs = hiddens + GROUP * units
-    start = 0
+    room, width, apart = padded(hidden) + LANES, padded(y.shape[2]), members * layers * hidden
+    cells = GROUP * padded(features)
+    hiddens = cells + GROUP * room
+    outputs = hiddens + 2 * GROUP * room
+    start = padded(2 * features + 1)
     for m in range(members):
+        below, pitch, count, fresh = 0, features, features, hiddens
         for layer in range(layers):
-            below, source, pitch = (features, 0, features) if layer == 0 else (hidden, hiddens, units)
-            for s in range(markets):
-                u = inputs + s * stride
-                for k in range(below):
-                    scratch[u + k] = scratch[source + s * pitch + k]
-                for j in range(hidden):
-                    scratch[u + below + j] = h[first + s, m, layer, j]
-                    scratch[cells + s * units + j] = c[first + s, m, layer, j]
-            start = _layer(packed, start, scratch, inputs, stride, below + hidden, cells, units, markets)
-            if commit:
-                for s in range(markets):
-                    for j in range(hidden):
-                        h[first + s, m, layer, j] = scratch[hiddens + s * units + j]
-                        c[first + s, m, layer, j] = scratch[cells + s * units + j]
-        start = _heads(packed, start, scratch, hiddens, units, hidden, outputs, width, markets)
+            fresh = hiddens + layer % 2 * GROUP * room
+            state = first * apart + (m * layers + layer) * hidden
+            frame = (below, pitch, count, state, apart, hidden, cells, fresh, room)
+            start = _layer(packed, start, scratch, h, c, (first, m, layer), frame, markets, commit)
+            below, pitch, count = fresh, room, hidden
+        start = _heads(packed, start, scratch, fresh, room, hidden, outputs, width, markets)
         for s in range(markets):
             for o in range(y.shape[2]):
                 y[first + s, m, o] = scratch[outputs + s * width + o]
 
 
 @jit
-def run(
-    packed: _F32, scale: _F32, clip: np.float32, scratch: _F32, x: _F32, h: _F32, c: _F32, y: _F32, commit: bool
-) -> None:
+def run(packed: _F32, scratch: _F32, x: _F32, h: _F32, c: _F32, y: _F32, commit: bool) -> None:
     """Advance B markets by one candle through all members.
 
     Args:
         packed: weights as `pack` lays them out.
-        scale: [2, F]: mean and reciprocal deviation of the raw features.
-        clip: bound of a normalised feature.
         scratch: at least `scratch_size` floats, to be overwritten.
         x: [B, F] raw features.
         h: [B, M, L, H] hidden state; overwritten if `commit`.
@@ -363,15 +492,16 @@ def run(
 
     """
     batch, features = x.shape
-    if features != scale.shape[1] or h.shape != c.shape or h.shape[0] != batch or y.shape[:2] != h.shape[:2]:
-        raise ValueError("features, state and outputs differ in batch, members or features")
+    if h.shape != c.shape or h.shape[0] != batch or y.shape[:2] != h.shape[:2]:
+        raise ValueError("features, state and outputs differ in batch or members")
     if len(packed) != packed_size(h.shape[1], h.shape[2], h.shape[3], features, y.shape[2]):
-        raise ValueError("state or outputs do not have the weights' sizes")
+        raise ValueError("features, state or outputs do not have the weights' sizes")
     if len(scratch) < scratch_size(h.shape[3], features, y.shape[2]):
         raise ValueError("too little scratch")
     first = 0
     while first < batch:
-        markets = GROUP if batch - first >= GROUP else 1
-        _normalise(scale, clip, x, first, markets, scratch)
+        left = batch - first
+        markets = GROUP if left >= GROUP else PAIR if left >= PAIR else 1
+        _normalise(packed, x, first, markets, scratch)
         _advance(packed, scratch, h, c, y, first, markets, features, commit)
         first += markets

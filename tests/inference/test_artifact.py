@@ -1,4 +1,8 @@
+import io
+import os
+import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +148,47 @@ def test_refuses_damaged_or_missing_files(folder: Path, tmp_path: Path) -> None:
             (broken / name).write_bytes(contents)
         assert text in refused(broken)
         shutil.rmtree(broken)
+
+
+class Payload:
+    """What runs a command where it is unpickled."""
+
+    def __init__(self, victim: Path) -> None:
+        self._victim = victim
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._victim,)
+
+
+@pytest.mark.parametrize("name", [artifact.MODEL_FILE, artifact.MANIFEST_FILE])
+@pytest.mark.parametrize("packed", [False, True])
+def test_executes_nothing(name: str, packed: bool, folder: Path, tmp_path: Path) -> None:
+    """A pickle, as it is or in a zip as torch writes it, is refused like any other nonsense."""
+    victim, contents = tmp_path / "victim", io.BytesIO()
+    pickled = pickle.dumps(Payload(victim))
+    with zipfile.ZipFile(contents, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+    (folder / name).write_bytes(contents.getvalue() if packed else pickled)
+    assert name in refused(folder)
+    assert not victim.exists()
+    pickle.loads(pickled)
+    assert victim.exists(), "it would have run"
+
+
+@pytest.mark.parametrize("name", [artifact.MODEL_FILE, artifact.MANIFEST_FILE])
+def test_reads_nothing_outside_of_its_folder_and_nothing_but_files(name: str, folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(folder / name, elsewhere)
+    for target in (elsewhere, Path("..") / "elsewhere", Path("/dev/zero")):
+        (folder / name).symlink_to(target)
+        assert "leads out of its folder" in refused(folder)
+        (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert "no file" in refused(folder), "nobody waits for what is never written"
+    (folder / name).unlink()
+    shutil.move(elsewhere, folder / name)
+    (tmp_path / "link").symlink_to(folder)
+    artifact.load(tmp_path / "link")
 
 
 def test_refuses_weights_that_are_not_finite(folder: Path) -> None:

@@ -19,6 +19,7 @@ SHAPES = [
     {"members": 1, "layers": 2, "hidden": 100, "inputs": 100, "outputs": 3},  # STAC-ML's LSTM_A
     {"members": 3, "layers": 1, "hidden": 64, "outputs": 12},
     {"members": 2, "layers": 3, "hidden": 17, "inputs": 5, "outputs": 18},  # nothing divides by 16
+    {"members": 1, "layers": 1, "hidden": 44, "inputs": 9, "outputs": 3},  # a tile and a rest
 ]
 
 
