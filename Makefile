@@ -11,7 +11,7 @@ STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help install demo test fuzz day simulate run bench evaluate artifact clean
+.PHONY: help install demo test fuzz day simulate run bench bench-check evaluate artifact clean
 
 help:
 	@echo 'make install   create .venv and install'
@@ -21,7 +21,7 @@ help:
 	@echo 'make day       a day of recorded trades through each emulated exchange, with cuts, rollovers, stalls'
 	@echo 'make simulate  1,000 schedules of faults against the whole daemon in virtual time; SEEDS=50, FIRST=0'
 	@echo 'make run       the daemon on the shipped configuration: Binance live; CONFIG=file for another'
-	@echo 'make bench     where the microseconds go'
+	@echo 'make bench     beside peers and limits, into docs/performance.md; bench-check holds the ratios to their floors'
 	@echo 'make evaluate  the table of docs/model.md, and a report a row; DATA=folder of candles, OUT=folder to write to'
 	@echo 'make artifact  the shipped model anew from its recipe, on the CPU; DATA=folder of candles'
 	@echo 'make clean     remove .venv and caches'
@@ -82,7 +82,14 @@ artifact: install
 	  --candles $(wildcard $(DATA)/binance_um/*_1m_* $(DATA)/bybit_linear/*T_1m_* $(DATA)/bybit_linear/*_5m_* \
 	  $(DATA)/bitmex/*)
 
+# Each script answers one question in about a minute; recalibration needs candles and an artifact, so it is not among them.
+BENCHMARKS := $(foreach name,step batch growth tick frames replay stream minute startup memory store universe outage absence,\
+  $(if $(wildcard benchmarks/$(name).py),$(name)))
+
 bench: install
-	$(BIN)/python benchmarks/step.py
-	$(BIN)/python benchmarks/tick.py
-	$(BIN)/python benchmarks/store.py
+	$(PIP) install -q -c constraints.txt -e '.[bench]'
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	$(BIN)/python -m benchmarks.table
+
+bench-check: install
+	@$(BIN)/python -m benchmarks.check
