@@ -107,10 +107,17 @@ class TimeCandles:
         if self._seen_since_ns is None:
             self._seen_since_ns = time_ns + 1  # of the trades at this very time, those before it may be missing
         closed = self.close_until(time_ns) if time_ns >= self._open_ns + self._interval_ns else []
-        if self._sums is None:
-            self._sums = self._begin(trade)
-        self._sums.add(trade)
-        self._last_price = trade.price
+        sums = self._sums
+        if sums is None:
+            sums = self._sums = self._begin(trade)
+        price = self._last_price = trade.price  # and what `_Sums.add` does, without the price of a call
+        if price > sums.high:
+            sums.high = price
+        elif price < sums.low:
+            sums.low = price
+        sums.close = price
+        sums.size += trade.size
+        sums.fills += trade.fills
         return closed
 
     def _begin(self, trade: Trade) -> _Sums:

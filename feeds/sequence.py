@@ -159,8 +159,9 @@ class ExchangeClock:
 
     def believes(self, source: str, time_ns: int) -> bool:
         """Tell whether an event of `source` at `time_ns` is plausible, and move the clock if so."""
-        if time_ns <= self.now_ns + self.JUMP_NS:
-            if time_ns > self.now_ns:
+        now_ns = self.now_ns
+        if time_ns <= now_ns + self.JUMP_NS:
+            if time_ns > now_ns:
                 self.now_ns = time_ns
             if self._claims:
                 self._claims.pop(source, None)  # it has taken its claim back

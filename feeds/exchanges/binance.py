@@ -13,6 +13,8 @@ import msgspec
 
 from feeds.events import Ack, Event, Kline, MarketTrade, MarkPrice, Refusal, Subscriptions
 from feeds.exchanges.base import (
+    END_OF_TIME_MS,
+    ID_MAX,
     MAX_FRAME_BYTES,
     count,
     malformed,
@@ -248,16 +250,21 @@ class BinanceCodec:
 
 
 def _agg_trade(market: Market, row: _AggTrade, receive_time_ns: int) -> list[Event]:
-    fills = row.l - row.f + 1
+    fills, number, at_ms = row.l - row.f + 1, row.a, row.T
+    price, size = scaled(row.p, market.price_decimals), scaled(row.q, market.size_decimals)
+    # Nine frames of ten are these: in one place, and told apart only where something is amiss.
+    if price and size and 0 < fills <= _MAX_FILLS and 0 <= number <= ID_MAX and 0 < at_ms < END_OF_TIME_MS:
+        trade = Trade(number, price, size, at_ms * NS_PER_MS, receive_time_ns, fills, not row.m)
+        return [MarketTrade(market, trade)]
     if not 0 < fills <= _MAX_FILLS:
         raise ValueError(f"fills {str(row.f)[:40]} to {str(row.l)[:40]}")
-    return [_trade(market, row, count(row.a), fills, receive_time_ns)]
+    return [_trade(market, row, number, fills, receive_time_ns)]
 
 
 def _raw_trade(market: Market, row: _RawTrade, receive_time_ns: int) -> list[Event]:
     if row.X != "MARKET":  # insurance fund and the like: no part of the kline
         return []
-    return [_trade(market, row, count(row.t), 1, receive_time_ns)]
+    return [_trade(market, row, row.t, 1, receive_time_ns)]
 
 
 def _mark_price(market: Market, row: _MarkPrice, receive_time_ns: int) -> list[Event]:
@@ -278,7 +285,8 @@ def _trade(market: Market, row: _AggTrade | _RawTrade, number: int, fills: int, 
     price, size = scaled(row.p, market.price_decimals), scaled(row.q, market.size_decimals)
     if not price or not size:
         raise ValueError("zero price or size")
-    return MarketTrade(market, Trade(number, price, size, time_ns(row.T), receive_time_ns, fills, not row.m))
+    at_ns = time_ns(row.T)
+    return MarketTrade(market, Trade(count(number), price, size, at_ns, receive_time_ns, fills, not row.m))
 
 
 def _candle(bar: _Bar, spec: CandleSpec) -> Candle:
