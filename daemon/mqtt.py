@@ -4,34 +4,45 @@ A link knows how to reach one broker. `connect` gives a connection for publishin
 never the same, as each would wait for the other's acknowledgements. MQTT 5 is tried first, and 3.1.1 from then on
 where the broker does not know it. Sessions are clean and nothing is sent again behind the caller's back: what was not
 acknowledged when a connection was lost fails, and the caller's outbox sends it once more, in order.
+
+aiomqtt connects, keeps alive, reads and takes leave. Messages are published past it, see `daemon.mqtt_wire`.
 """
 
 import asyncio
 import contextlib
-import functools
 import socket
 import ssl
-import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 
 import aiomqtt
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+
+from daemon.mqtt_wire import Wire, publish_packet, publish_properties
 
 WRONG_PROTOCOL = 0x84
 REFUSALS = frozenset({0x85, 0x86, 0x87, 0x8A, 0x8C})
 """MQTT 5 reason codes (§3.2.2.2) that the same CONNECT will meet again: client id, user name or password, not
 authorized, banned, authentication method. paho gives the 3.1.1 return codes the same numbers."""
+REFUSED = 0x80
+"""The first reason code of a PUBACK that says no (MQTT 5, §3.4.2.1); MQTT 3.1.1 has no way to say so."""
 RECEIVE_QUEUE_MAX = 10_000
 """Messages read and not yet taken by the caller of `follow`; aiomqtt drops and logs those past it."""
+CONGESTED_BYTES = 4 << 20
+"""So much that the socket has not taken, and nothing at QoS 0 is worth adding."""
+_NUMBERS = 65535
+"""Packet identifiers go from 1 to this."""
 
 
 class BrokerError(Exception):
     """The broker or the network failed; trying again later is right."""
+
+
+class MessageRefused(BrokerError):
+    """The broker does not take a message: we may not write to its topic, or there is too much."""
 
 
 class BrokerRefused(Exception):
@@ -61,6 +72,33 @@ class Received(NamedTuple):
     topic: str
     payload: bytes
     retained: bool
+
+
+class _HungUp(aiomqtt.MqttError):
+    """The broker, or what stands before it, ended the connection before it had answered."""
+
+
+class Client(aiomqtt.Client):
+    """aiomqtt's client, which also heeds how much the broker takes at once, and notices one that hangs up unasked.
+
+    aiomqtt would wait for such a broker's answer until its timeout.
+    """
+
+    receive_max = _NUMBERS
+    """QoS 1 messages that it may be sent before it has acknowledged one (MQTT 5, §3.2.2.3.3)."""
+
+    def _on_connect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:
+        self.receive_max = getattr(properties, "ReceiveMaximum", _NUMBERS)
+        super()._on_connect(client, userdata, flags, reason_code, properties)
+
+    def _on_socket_close(self, *what: Any) -> None:
+        super()._on_socket_close(*what)
+        self._loop.call_soon_threadsafe(self._hung_up)  # paho connects in a thread
+
+    def _hung_up(self) -> None:
+        if not self._connected.done():
+            self._connected.set_exception(_HungUp("it hung up before it answered"))
+            _seen(self._connected)
 
 
 class MqttLink:
@@ -101,7 +139,9 @@ class MqttLink:
 
         """
         async with self._client() as client:
-            connection = Connection(client, v5=self.protocol is aiomqtt.ProtocolVersion.V5)
+            v5 = self.protocol is aiomqtt.ProtocolVersion.V5
+            window = min(self._inflight_max, client.receive_max)
+            connection = Connection(client, _outlet, v5=v5, timeout_s=self._timeout_s, inflight_max=window)
             watch = asyncio.create_task(connection.watch(), name="mqtt-watch")
             try:
                 yield connection
@@ -129,7 +169,7 @@ class MqttLink:
             yield _received(client)
 
     @contextlib.asynccontextmanager
-    async def _client(self, *, suffix: str = "", with_will: bool = True) -> AsyncGenerator[aiomqtt.Client]:
+    async def _client(self, *, suffix: str = "", with_will: bool = True) -> AsyncGenerator[Client]:
         client = await self._entered(suffix, with_will)
         try:
             yield client
@@ -140,7 +180,7 @@ class MqttLink:
             # Nobody may have been reading when it was lost, and asyncio complains of errors that nobody looked at.
             _seen(client._disconnected)
 
-    async def _entered(self, suffix: str, with_will: bool) -> aiomqtt.Client:
+    async def _entered(self, suffix: str, with_will: bool) -> Client:
         """Connect, by the newest protocol that the broker knows."""
         try:
             return await self._make(suffix, with_will).__aenter__()
@@ -153,12 +193,20 @@ class MqttLink:
                 raise BrokerRefused(f"{self.where} refuses us: {error.rc}") from None
             raise BrokerError(f"{self.where}: {error}") from error
         except aiomqtt.MqttError as error:
-            raise BrokerError(f"{self.where}: {error}") from error
+            raise BrokerError(f"{self.where}: {self._explained(error)}") from error
 
-    def _make(self, suffix: str, with_will: bool) -> aiomqtt.Client:
+    def _explained(self, error: aiomqtt.MqttError) -> str:
+        """Say what of the configuration an error of TLS speaks of."""
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return f"{error}; whose certificates are trusted is mqtt.ca_file's to say"
+        if isinstance(error, _HungUp) and self._tls:
+            return f"{error}; does it ask for a certificate other than mqtt.client_cert?"
+        return str(error)
+
+    def _make(self, suffix: str, with_will: bool) -> Client:
         v5 = self.protocol is aiomqtt.ProtocolVersion.V5
         will = self._will if with_will else None
-        client = aiomqtt.Client(
+        return Client(
             self._host,
             self._port,
             username=self._credentials.username,
@@ -175,38 +223,101 @@ class MqttLink:
             tls_context=self._tls,
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         )
-        client.pending_calls_threshold = sys.maxsize  # how many may wait is the outbox's to say
-        return client
+
+
+class Outlet(Protocol):
+    """Where packets go."""
+
+    waiting_bytes: int
+
+    def publish(self, packet: bytes) -> None:
+        """Send a packet, after those before it."""
+
+
+def _outlet(client: Client, acknowledged: Callable[[int, int], None]) -> Outlet:
+    """Put a wire between a connected client and its socket."""
+    paho = client._client
+    wire = Wire(cast("socket.socket", paho.socket()), acknowledged)
+    # The wire takes whatever it is given at once, so the client need not wait for the socket.
+    paho.on_socket_register_write = paho.on_socket_unregister_write = None
+    paho._sock = wire  # type: ignore[assignment]
+    return wire
+
+
+class _Pending(NamedTuple):
+    """A message that waits for its acknowledgement."""
+
+    future: "asyncio.Future[None]"
+    due_s: float
 
 
 class Connection:
     """One open connection for publishing."""
 
-    def __init__(self, client: aiomqtt.Client, *, v5: bool) -> None:
-        self._client, self._v5 = client, v5
-        self._pending: dict[asyncio.Future[None], asyncio.Task[None]] = {}
+    def __init__(
+        self,
+        client: Client,
+        outlet: Callable[[Client, Callable[[int, int], None]], Outlet],
+        *,
+        v5: bool,
+        timeout_s: float,
+        inflight_max: int,
+    ) -> None:
+        self._client, self._v5, self._timeout_s, self._inflight_max = client, v5, timeout_s, inflight_max
+        self._outlet = outlet(client, self._acknowledged)
+        self._loop = asyncio.get_running_loop()
+        self._pending: dict[int, _Pending] = {}
+        self._queue: deque[bytes] = deque()
+        """Packets of the newest of them, which wait until fewer are in flight."""
+        self._number = 0
+        self._patience: asyncio.TimerHandle | None = None
         self._lost: str | None = None
         self.lost = asyncio.Event()
         """Set once the connection is gone; what was pending has failed by then."""
+
+    @property
+    def congested(self) -> bool:
+        """Whether the broker takes less than it is given."""
+        return self._outlet.waiting_bytes > CONGESTED_BYTES
 
     def submit(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int | None = None
     ) -> asyncio.Future[None]:
         """Send without waiting, in the order of the calls; the future resolves at the broker's acknowledgement.
 
-        It fails with BrokerError when the connection is lost; one acknowledgement that takes longer than the link's
-        timeout counts as that. At QoS 0 it resolves once the message is with the socket. Only MQTT 5 keeps `expiry_s`.
+        It fails with MessageRefused when the broker says no, and with BrokerError when the connection is lost; one
+        acknowledgement that takes longer than the link's timeout counts as that. At QoS 0 it resolves at once. Only
+        MQTT 5 keeps `expiry_s`.
         """
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(_seen)
+        future: asyncio.Future[None] = self._loop.create_future()
+        if self._lost is None and qos and len(self._pending) == _NUMBERS:
+            self.fail(f"{_NUMBERS} messages are not acknowledged")
         if self._lost is not None:
             future.set_exception(BrokerError(self._lost))
+            _seen(future)
             return future
-        properties = _properties(expiry_s) if self._v5 else None
-        # Tasks start in the order they were made, and aiomqtt hands the message to paho before its first await.
-        call = functools.partial(self._client.publish, topic, payload, qos, retain, properties)
-        self._pending[future] = asyncio.create_task(self._settle(future, call), name="mqtt-publish")
+        number = 0
+        if qos:
+            number = self._free_number()
+            future.add_done_callback(_seen)
+            self._pending[number] = _Pending(future, self._loop.time() + self._timeout_s)
+            if self._patience is None:
+                self._patience = self._loop.call_later(self._timeout_s, self._lose_patience)
+        else:
+            future.set_result(None)
+        properties = publish_properties(expiry_s) if self._v5 else b""
+        packet = publish_packet(topic, payload, number=number, retain=retain, properties=properties)
+        if number and len(self._pending) > self._inflight_max:
+            self._queue.append(packet)
+        else:
+            self._outlet.publish(packet)
         return future
+
+    def _free_number(self) -> int:
+        while True:
+            self._number = self._number % _NUMBERS + 1
+            if self._number not in self._pending:
+                return self._number
 
     async def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int | None = None
@@ -219,15 +330,36 @@ class Connection:
         """
         await self.submit(topic, payload, qos=qos, retain=retain, expiry_s=expiry_s)
 
-    async def _settle(self, future: asyncio.Future[None], call: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await call()
-        except aiomqtt.MqttError as error:
-            # A connection that has left one message unanswered is not trusted with the next.
-            self.fail(f"publishing failed: {error}")
+    async def take_leave(self, topic: str, payload: bytes) -> None:
+        """Say a last word, retained, also on a connection that was given up: the broker may read it still.
+
+        At QoS 0: no answer is waited for. It goes before the farewell with which the connection is closed.
+        """
+        properties = publish_properties(None) if self._v5 else b""
+        self._outlet.publish(publish_packet(topic, payload, number=0, retain=True, properties=properties))
+
+    def _acknowledged(self, number: int, reason: int) -> None:
+        pending = self._pending.pop(number, None)
+        if pending is None:
             return
-        if self._pending.pop(future, None) is not None and not future.done():
-            future.set_result(None)
+        if reason >= REFUSED:
+            pending.future.set_exception(MessageRefused(f"MQTT reason {reason:#x}"))
+        elif not pending.future.done():
+            pending.future.set_result(None)
+        if self._queue:
+            self._outlet.publish(self._queue.popleft())
+
+    def _lose_patience(self) -> None:
+        """Fail where the oldest message has waited too long; else look again when it will have."""
+        self._patience = None
+        oldest = next(iter(self._pending.values()), None)
+        if oldest is None:
+            return
+        if oldest.due_s <= self._loop.time():
+            # A connection that has left one message unanswered is not trusted with the next.
+            self.fail("publishing failed: Operation timed out")
+        else:
+            self._patience = self._loop.call_at(oldest.due_s, self._lose_patience)
 
     async def watch(self) -> None:
         """Return when the connection is lost, having failed all that was pending. Nothing is ever read here."""
@@ -242,10 +374,12 @@ class Connection:
         if self._lost is None:
             self._lost = reason
             pending, self._pending = self._pending, {}
-            for future, task in pending.items():
-                task.cancel()
-                if not future.done():
-                    future.set_exception(BrokerError(reason))
+            self._queue.clear()
+            for message in pending.values():
+                if not message.future.done():
+                    message.future.set_exception(BrokerError(reason))
+            if self._patience:
+                self._patience.cancel()
             self.lost.set()
 
 
@@ -272,15 +406,6 @@ def _translated() -> Iterator[None]:
 
 def _code(reason: object) -> int:
     return reason.value if isinstance(reason, ReasonCode) else reason if isinstance(reason, int) else 0
-
-
-@functools.lru_cache(maxsize=64)
-def _properties(expiry_s: int | None) -> Properties:
-    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    properties.ContentType = "application/json"
-    if expiry_s is not None:
-        properties.MessageExpiryInterval = max(1, expiry_s)
-    return properties
 
 
 def _tls_context(credentials: Credentials) -> ssl.SSLContext:

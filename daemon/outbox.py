@@ -78,6 +78,11 @@ class Window:
         return self._size - len(self._in_flight)
 
     @property
+    def acknowledged(self) -> int:
+        """How many acknowledgements are still to be written down."""
+        return len(self._acknowledged)
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing is in flight."""
         return not self._in_flight
@@ -97,6 +102,10 @@ class Window:
         """Note the broker's word for a row, on whichever connection it was sent."""
         self._in_flight.discard(row)
         self._acknowledged.append(row)
+
+    def refuse(self, row: int) -> None:
+        """Note that the broker does not take a row; it is tried again on the next connection."""
+        self._in_flight.discard(row)
 
     def take_acknowledged(self) -> list[int]:
         """Hand over what was acknowledged since the last call, to be written down."""

@@ -7,12 +7,13 @@ duplicates by `id`.
 
 import asyncio
 import contextlib
+import functools
 import random
 from collections.abc import Callable
 
 import structlog
 
-from daemon.mqtt import BrokerError, Connection, MqttLink
+from daemon.mqtt import BrokerError, Connection, MessageRefused, MqttLink
 from daemon.outbox import Window
 from daemon.store import OutboxRow, Store
 from daemon.topics import with_context
@@ -24,6 +25,8 @@ DRAIN_S = 2.5
 """How long a graceful stop waits for the broker's acknowledgements; the whole of it is to take at most five seconds."""
 GOODBYE_S = 1.0
 """How long it then waits for that of its last word."""
+ACKNOWLEDGED_MAX = 500
+"""Acknowledgements that are written down together while more are under way; those lost in a crash are sent again."""
 
 
 class Publisher:
@@ -40,8 +43,12 @@ class Publisher:
         stamp: Callable[[], bytes],
         inflight_max: int,
         rng: random.Random,
+        shipped_us: Callable[[list[int]], None] = lambda _: None,
     ) -> None:
-        """Set up; `stamp` gives the context fields of this very publication, as JSON without braces."""
+        """Set up; `stamp` gives the context fields of this very publication, as JSON without braces.
+
+        `shipped_us` is told how long messages took from the store to the broker's acknowledgement, those sent at once.
+        """
         self._link, self._store, self._stamp = link, store, stamp
         self._status_topic, self._online, self._offline = status_topic, online, offline
         self._window = Window(inflight_max)
@@ -50,6 +57,11 @@ class Publisher:
         self._retained: dict[str, bytes] = {}
         self._newest: dict[str, OutboxRow] = {row.topic: row for row in store.newest()}
         self._expires_s: dict[str, float] = {}
+        self._shipped_us, self._took_us = shipped_us, list[int]()
+        self._stored_s: dict[int, float] = {}
+        """When rows were committed that a connection was there for."""
+        self._refused: set[str] = set()
+        """Topics that the broker did not let us write to, once at least."""
         self._wake = asyncio.Event()
         self._connection: Connection | None = None
         self.greeted = asyncio.Event()
@@ -64,6 +76,11 @@ class Publisher:
         return self._connection is not None
 
     @property
+    def in_flight(self) -> bool:
+        """Whether durable messages are on their way."""
+        return self.connected and not self._window.is_empty
+
+    @property
     def sent_to(self) -> int:
         """The newest row that was ever handed to a connection in this life."""
         return self._window.sent_to
@@ -76,7 +93,7 @@ class Publisher:
 
     def volatile(self, topic: str, payload: bytes, *, qos: int = 0) -> None:
         """Publish what is worth nothing later; without a broker it is dropped."""
-        if self._connection:
+        if self._connection and (qos or not self._connection.congested):
             self._connection.submit(topic, payload, qos=qos)
 
     def again(self, row: OutboxRow) -> None:
@@ -89,6 +106,8 @@ class Publisher:
         for row in rows:
             self._newest[row.topic] = row
             self._expires_s.pop(row.topic, None)
+            if self._connection:
+                self._stored_s[row.row] = now_s
         self._expires_s.update({topic: now_s + s for topic, s in expiry_s.items()})
         self._wake.set()
 
@@ -118,6 +137,7 @@ class Publisher:
                 reason = str(error)
             finally:
                 self._connection = None
+                self._stored_s.clear()
                 self._note_acknowledged()
             if stop.is_set():
                 return
@@ -133,7 +153,7 @@ class Publisher:
         for topic, payload in self._retained.items():
             connection.submit(topic, payload, qos=1, retain=True)
         for row in self._newest.values():
-            self._last(connection, row)
+            self._last(connection, row, with_context(row.identity, row.context, self._stamp()))
         self._connection = connection
         lost = asyncio.ensure_future(connection.lost.wait())
         lost.add_done_callback(lambda _: self._wake.set())
@@ -142,8 +162,9 @@ class Publisher:
         try:
             while not connection.lost.is_set() and not stop.is_set():
                 self._wake.clear()
-                self._note_acknowledged()
                 self._ship(connection)
+                if self._window.is_empty or self._window.acknowledged >= ACKNOWLEDGED_MAX:
+                    self._note_acknowledged()
                 await self._wake.wait()
             if stop.is_set():
                 await self._drain(connection)
@@ -158,29 +179,39 @@ class Publisher:
             self._window.sent(row.row)
             payload = with_context(row.identity, row.context, self._stamp())
             sent = connection.submit(row.topic, payload, qos=1)
-            sent.add_done_callback(lambda done, number=row.row: self._settled(done, number))  # type: ignore[misc]
-            if self._newest.get(row.topic) == row:
-                self._last(connection, row)
+            sent.add_done_callback(functools.partial(self._settled, row=row.row, topic=row.topic))
+            newest = self._newest.get(row.topic)
+            if newest is not None and newest.row == row.row:
+                self._last(connection, row, payload)
 
-    def _last(self, connection: Connection, row: OutboxRow) -> None:
+    def _last(self, connection: Connection, row: OutboxRow, payload: bytes) -> None:
         topic = row.topic.removesuffix("signal") + "last"
-        payload = with_context(row.identity, row.context, self._stamp())
         expires_s = self._expires_s.get(row.topic)
         left_s = None if expires_s is None else max(1, int(expires_s - asyncio.get_running_loop().time()) + 1)
         connection.submit(topic, payload, qos=1, retain=True, expiry_s=left_s)
 
-    def _settled(self, done: "asyncio.Future[None]", row: int) -> None:
-        if done.cancelled() or done.exception() is not None:
+    def _settled(self, done: "asyncio.Future[None]", row: int, topic: str) -> None:
+        error = None if done.cancelled() else done.exception()
+        if isinstance(error, MessageRefused):
+            self._window.refuse(row)
+            if topic not in self._refused:
+                self._refused.add(topic)
+                self._log.error("message_refused", topic=topic, reason=str(error), hint="may this user write to it?")
+        if done.cancelled() or error is not None:
             # A timed-out publish may still be delivered; the connection's end sends everything unacknowledged again.
             self._wake.set()
             return
         self._window.acknowledge(row)
+        if (stored_s := self._stored_s.pop(row, None)) is not None:
+            self._took_us.append(int(1e6 * (asyncio.get_running_loop().time() - stored_s)))
         self._wake.set()
 
     def _note_acknowledged(self) -> None:
         if rows := self._window.take_acknowledged():
             self.shipped += len(rows)
             self._store.acknowledge(rows)
+        took_us, self._took_us = self._took_us, []
+        self._shipped_us(took_us)
 
     async def _drain(self, connection: Connection) -> None:
         """Give the broker a little time for what is left."""
@@ -193,13 +224,16 @@ class Publisher:
 
     async def _say_offline(self, connection: Connection) -> None:
         """Take our leave, however much is left and whatever ends us: who leaves politely has no last will."""
-        if connection.lost.is_set():
-            return
         try:
             async with asyncio.timeout(GOODBYE_S):
-                await connection.publish(self._status_topic, self._offline, qos=1, retain=True)
+                return await connection.publish(self._status_topic, self._offline, qos=1, retain=True)
         except (TimeoutError, BrokerError) as error:
-            self._log.warning("broker_left_rudely", reason=str(error) or "timeout")
+            reason = str(error) or "timeout"
+        try:
+            async with asyncio.timeout(GOODBYE_S):
+                await connection.take_leave(self._status_topic, self._offline)
+        except (TimeoutError, BrokerError):
+            self._log.debug("broker_left_rudely", reason=reason)
 
     async def _ship_all(self, connection: Connection) -> None:
         while not connection.lost.is_set():

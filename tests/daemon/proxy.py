@@ -1,22 +1,25 @@
 """A link that can be cut: TCP forwarded to a port, until told otherwise."""
 
 import asyncio
+import ssl
 from typing import Self
 
 
 class Proxy:
-    """Forwards connections to `port` on loopback; `async with` listens on `self.port`."""
+    """Forwards connections to `port` on loopback; `async with` listens on `self.port`, with `tls` behind that."""
 
-    def __init__(self, port: int) -> None:
-        self._target = port
+    def __init__(self, port: int, *, tls: ssl.SSLContext | None = None) -> None:
+        self._target, self._tls = port, tls
         self._writers: set[asyncio.StreamWriter] = set()
         self._answers = asyncio.Event()
         self._answers.set()
+        self.refuses = False
+        """Whether new connections are broken at once, as if nobody listened."""
         self.budget: int | None = None
         """Bytes that may still go to the target before the link is cut."""
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         self.port = int(self._server.sockets[0].getsockname()[1])
         self.url = f"mqtt://127.0.0.1:{self.port}"
         return self
@@ -37,6 +40,8 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
+            if self.refuses:
+                raise ConnectionRefusedError
             target_reader, target_writer = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
             writer.transport.abort()

@@ -136,6 +136,21 @@ async def test_a_broker_that_never_answers_times_out() -> None:
                 pass
 
 
+async def test_a_broker_that_hangs_up_is_not_waited_for() -> None:
+    """As what stands before a broker does while the broker is away."""
+
+    async def rude(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    server = await asyncio.start_server(rude, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, asyncio.timeout(WAIT_S):
+        for _ in range(3):
+            with pytest.raises(BrokerError, match="hung up"):
+                async with MqttLink(f"mqtt://127.0.0.1:{port}", client_id="x", timeout_s=600).connect():
+                    pass
+
+
 @pytest.mark.parametrize("version", ["V5", "V311"])
 async def test_a_refused_password_is_the_operators(version: str, tmp_path: pathlib.Path) -> None:
     if shutil.which("mosquitto_passwd") is None:

@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from daemon.broker import free_port
 from daemon.mqtt import MqttLink, Received, Will
 from daemon.publisher import Publisher
 from daemon.store import LineCommit, Message, OutboxRow, Store
-from tests.daemon.brokers import running, until
+from tests.daemon.brokers import Mosquitto, running, until
 from tests.daemon.proxy import Proxy
 
 WAIT_S = 60
@@ -230,6 +231,31 @@ async def test_a_long_outbox_does_not_keep_us_from_saying_goodbye(
     assert len(follower.firsts("lstmd/a/signal")) >= 20_000 - left
 
 
+@pytest.mark.parametrize("given_up", [False, True])
+async def test_a_broker_that_acknowledges_nothing_hears_our_goodbye_all_the_same(
+    given_up: bool, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has our DISCONNECT, and so keeps the last will to itself; whether the window was full or the patience over."""
+    monkeypatch.setattr("daemon.publisher.DRAIN_S", 0.3)
+    monkeypatch.setattr("daemon.publisher.GOODBYE_S", 0.3)
+    async with (
+        asyncio.timeout(WAIT_S),
+        running("mosquitto", tmp_path) as broker,
+        following(broker.url) as follower,
+        Proxy(broker.port) as proxy,
+    ):
+        publisher = publisher_for(proxy.url, store, inflight_max=5, timeout_s=0.5 if given_up else 10.0)
+        async with shipping(publisher):
+            await until(lambda: follower.statuses() == [b"online"])
+            proxy.hold_answers(True)
+            publisher.added(enqueue(store, "a", range(1, 41)), {})
+            await until(lambda: len(follower.seqs("lstmd/a/signal")) == 5)
+            if given_up:
+                await until(lambda: publisher.reconnects > 0)
+        await until(lambda: follower.statuses() == [b"online", b"offline"])
+    assert store.load().rows == 40
+
+
 async def test_a_message_is_sent_again_on_request_with_the_same_identity(tmp_path: Path, store: Store) -> None:
     async with running("embedded", tmp_path) as broker, following(broker.url) as follower:
         publisher = publisher_for(broker.url, store)
@@ -274,3 +300,24 @@ async def test_a_disk_that_fails_leaves_a_status_that_says_so(
         with pytest.raises(sqlite3.OperationalError):
             await publisher.run(asyncio.Event())
         await until(lambda: follower.statuses() == [b"online", b"offline"])
+
+
+async def test_what_the_broker_refuses_is_said_and_kept_and_holds_nothing_else_up(tmp_path: Path, store: Store) -> None:
+    rights = tmp_path / "rights"
+    rights.write_text("topic read #\ntopic write lstmd/status\ntopic write lstmd/a/#\n")
+    broker = Mosquitto(tmp_path, settings=f"allow_anonymous true\nacl_file {rights}")
+    await broker.start()
+    try:
+        async with following(broker.url) as follower:
+            publisher = publisher_for(broker.url, store)
+            publisher.added(enqueue(store, "b", range(1, 4)) + enqueue(store, "a", range(1, 11)), {})
+            with structlog.testing.capture_logs() as logs:
+                async with shipping(publisher):
+                    await until(lambda: publisher.shipped == 10)
+                    await until(lambda: any(log["event"] == "message_refused" for log in logs))
+    finally:
+        await broker.stop()
+    assert follower.seqs("lstmd/a/signal") == list(range(1, 11))
+    assert [row.topic for row in store.pending(0, 100)] == ["lstmd/b/signal"] * 3
+    (said,) = (log for log in logs if log["event"] == "message_refused")
+    assert (said["topic"], said["reason"]) == ("lstmd/b/signal", "MQTT reason 0x87")

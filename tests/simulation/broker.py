@@ -1,7 +1,6 @@
-"""An MQTT broker in memory, and aiomqtt's client as far as `daemon.mqtt` uses it."""
+"""An MQTT broker in memory; of the client, aiomqtt's part and the wire's as far as `daemon.mqtt` uses them."""
 
 import asyncio
-import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NamedTuple, Self
@@ -85,9 +84,7 @@ class Broker:
 
     def leave(self, link: "Link") -> None:
         """Let a client go that says goodbye: its will is void."""
-        silent = self.world.in_force("ack_stall") or self.world.in_force("ack_loss")  # it was given up as dead
-        said = link.will is None or self.retained.get(link.will.topic, link.will.payload) == link.will.payload
-        if not said and not silent and link.will is not None:
+        if link.will and self.retained.get(link.will.topic, link.will.payload) != link.will.payload:
             self.mute_farewells.add(link.will.payload)
         self.gone(link, will=False)
 
@@ -129,7 +126,7 @@ class Link:
 
 
 class Client:
-    """What `MqttLink` makes of aiomqtt.Client: same calls, same exceptions."""
+    """What `MqttLink` makes of aiomqtt.Client and the wire beside it: same calls, same exceptions."""
 
     def __init__(self, broker: Broker, name: str, will: Any, *, timeout_s: float, keepalive_s: float) -> None:
         self._broker, self._world = broker, broker.world
@@ -137,11 +134,10 @@ class Client:
         self._loop = asyncio.get_running_loop()
         self._disconnected: asyncio.Future[None] = self._loop.create_future()
         self._link: Link | None = None
-        self._acks: dict[int, asyncio.Future[None]] = {}
-        self._numbers = itertools.count()
         self._arrives_s = 0.0
         self._returns_s = 0.0
-        self.pending_calls_threshold = 0
+        self.receive_max = 65535
+        self.waiting_bytes = 0
 
     @property
     def _alive(self) -> bool:
@@ -170,33 +166,26 @@ class Client:
         link = self._link
         if self._disconnected.done() or link is None:
             return
+        await asyncio.sleep(max(0.0, self._arrives_s - self._world.now_s))  # what was sent before is read before
         link.leaving = True
         if not link.dead and self._alive:
             self._broker.leave(link)
-        self._disconnected.set_result(None)
+        if not self._disconnected.done():
+            self._disconnected.set_result(None)
 
     def _lose(self, reason: str) -> None:
         if self._alive and not self._disconnected.done():
             self._disconnected.set_exception(aiomqtt.MqttError(reason))
 
-    async def publish(self, topic: str, payload: bytes, qos: int, retain: bool, _properties: object) -> None:
-        if self._disconnected.done():
-            raise aiomqtt.MqttCodeError(4, "Could not publish message")
-        number = next(self._numbers)
-        ack: asyncio.Future[None] = self._loop.create_future()
-        if qos:
-            self._acks[number] = ack
+    def outlet(self, acknowledged: Callable[[int, int], None]) -> Self:
+        """Take the place of the wire that packets are published on."""
+        self._acknowledge = acknowledged
+        return self
+
+    def publish(self, packet: bytes) -> None:
+        topic, payload, number, retain = published(packet)
         self._arrives_s = max(self._arrives_s, self._world.now_s + self._broker.chance.uniform(*LATENCY_S))
-        self._world.timeline.at(self._arrives_s, lambda: self._arrive(topic, payload, retain, number if qos else None))
-        if not qos:
-            return
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await ack
-        except TimeoutError:
-            raise aiomqtt.MqttError("Operation timed out") from None
-        finally:
-            self._acks.pop(number, None)
+        self._world.timeline.at(self._arrives_s, lambda: self._arrive(topic, payload, retain, number or None))
 
     def _arrive(self, topic: str, payload: bytes, retain: bool, number: int | None) -> None:
         link, world = self._link, self._world
@@ -218,9 +207,8 @@ class Client:
         world.timeline.at(self._returns_s, lambda: self._acknowledged(number))
 
     def _acknowledged(self, number: int) -> None:
-        ack = self._acks.get(number)
-        if ack is not None and self._alive and self._link and not self._link.dead and not ack.done():
-            ack.set_result(None)
+        if self._alive and self._link and not self._link.dead:
+            self._acknowledge(number, 0)
 
     async def subscribe(self, filters: Sequence[tuple[str, int]]) -> list[int]:
         if self._disconnected.done():
@@ -237,3 +225,15 @@ class Client:
         await asyncio.wait([self._disconnected])
         raise aiomqtt.MqttError("Disconnected during message iteration")
         yield
+
+
+def published(packet: bytes) -> tuple[str, bytes, int, bool]:
+    """Read a PUBLISH of MQTT 5: topic, payload, packet identifier (0 at QoS 0), retained."""
+    at = 2
+    while packet[at - 1] & 0x80:
+        at += 1
+    end = at + 2 + int.from_bytes(packet[at : at + 2])
+    topic, number = packet[at + 2 : end].decode(), 0
+    if packet[0] & 0x06:
+        number, end = int.from_bytes(packet[end : end + 2]), end + 2
+    return topic, packet[end + 1 + packet[end] :], number, bool(packet[0] & 1)

@@ -265,6 +265,7 @@ class Simulation:
             ),
             mock.patch("daemon.check.check", return_value=ARTIFACT),
             mock.patch.object(MqttLink, "_make", make),
+            mock.patch("daemon.mqtt._outlet", Client.outlet),
             mock.patch.object(keeper, "REPAIR_POLL_S", 0.5),
             mock.patch.object(reporting, "TICK_S", 2.0),
             mock.patch("feeds.runner.connect", self.exchange.connect),
