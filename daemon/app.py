@@ -7,6 +7,7 @@ decided; the last work is committed; the publisher drains and says offline; then
 import asyncio
 import contextlib
 import functools
+import gc
 import importlib.metadata
 import signal
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from daemon.store import Store
 from inference.artifact import Manifest
 from inference.engine import Model
 from inference.signals import Rules
+from inference.stopwatch import Stopwatch
 
 STORE_FILE = "lstmd.sqlite"
 BROKER_FOLDER = "broker"
@@ -111,7 +113,7 @@ async def _serve(
     stop: asyncio.Event,
 ) -> None:
     base = config.mqtt.base_topic
-    pipeline = Pipeline(model, base_topic=base)
+    pipeline = Pipeline(model, base_topic=base, watch=Stopwatch(clock.now_ns), journal=store.journal)
     link = _link(config, broker, boot_id)
     publisher = Publisher(
         link,
@@ -122,6 +124,7 @@ async def _serve(
         stamp=functools.partial(_stamp, boot_id),
         inflight_max=config.mqtt.inflight_max,
         rng=clock.rng(),
+        shipped_us=functools.partial(metrics.stages.observe, "publish"),
     )
     committer = Committer(config, pipeline, store, publisher, metrics)
     budgets = Budgets(store)
@@ -161,6 +164,9 @@ async def _say_ready(desks: list[Desk]) -> None:
     """Tell the service manager once recovery is over, or waits for nothing but an exchange."""
     for desk in desks:
         await desk.settled.wait()
+    # Markets and their models stay: no collection needs to look at them again, least of all as candles close.
+    gc.collect()
+    gc.freeze()
     systemd.notify("READY=1")
 
 

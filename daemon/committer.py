@@ -2,6 +2,7 @@
 
 import asyncio
 import zlib
+from collections import defaultdict
 from typing import NoReturn
 
 import msgspec
@@ -20,6 +21,12 @@ from feeds.market import NS_PER_DAY, NS_PER_S
 
 PRUNE_EVERY = 256
 """Candles of a line between two prunings of its journal."""
+COMMIT_PAUSE_MAX_S = 0.05
+"""A transaction is followed by a pause of twice its length, but by no longer one."""
+LIVE_AT_ONCE = 64
+"""Markets whose provisional signals are computed before the event loop gets its turn."""
+LIVE_PATIENCE_S, LIVE_POLL_S = 1.0, 0.01
+"""How long provisional signals wait for durable ones to be acknowledged, and how often they look."""
 
 
 class Committer:
@@ -33,7 +40,9 @@ class Committer:
         self._candles, self._hummingbot = config.mqtt.publish_candles, config.mqtt.hummingbot
         self._kept = config.store
         self._day = 0
-        self._live_s = max(0.02, config.live.min_interval_ms / 1e3)
+        self._now_ns = 0
+        """The exchanges' time, by the newest of the markets that had work."""
+        self._live_s = config.live.min_interval_ms / 1e3
         self._limits = Limits.of(
             hours=config.store.outbox_max_hours,
             rows=config.store.outbox_max_rows,
@@ -44,27 +53,33 @@ class Committer:
             rows=config.store.sent_max_rows,
             size_bytes=config.store.sent_max_bytes,
         )
-        self._moved = asyncio.Event()
+        self._moved, self._stirred = asyncio.Event(), asyncio.Event()
         self._log = structlog.get_logger()
 
     def moved(self) -> None:
         """Note that there may be work; it is done when the loop's present turn has handed over all it has."""
         self._moved.set()
+        self._stirred.set()
 
     async def run(self) -> NoReturn:
         """Commit work as it comes, until cancelled. What goes wrong here ends the daemon: its work cannot be redone."""
         while True:
             await self._moved.wait()
             self._moved.clear()
-            self.flush()
+            began_s = clock.monotonic_s()
+            if self.flush():
+                # When many candles close at once they are committed together, or most of the time would go to the disk.
+                await asyncio.sleep(min(COMMIT_PAUSE_MAX_S, 2 * (clock.monotonic_s() - began_s)))
 
-    def flush(self) -> None:
-        """Commit and hand on what the lines have done."""
+    def flush(self) -> bool:
+        """Commit and hand on what the lines have done; tell whether it was anything."""
         work = self._pipeline.take_work()
         if not work:
-            return
+            return False
+        self._now_ns = max(self._now_ns, *(self._pipeline.markets[line.key].clock.now_ns for line, _ in work))
         commits = [self._commit_of(line, done) for line, done in work]
-        rows = self._store.commit(commits, sent=self._sent_limits, now_ns=self._pipeline.now_ns)
+        rows = self._store.commit(commits, sent=self._sent_limits, now_ns=self._now_ns)
+        self._tell_stages([draft for _, done in work for draft in done.drafts if draft.context.stages_us])
         expiry_s = {}
         for line, done in work:
             self._account(line, done)
@@ -81,10 +96,11 @@ class Committer:
                         topic, topics.encode(topics.candle_message(line.market, line.spec, candle))
                     )
         self._publisher.added(rows, expiry_s)
-        shed = self._store.shed(self._limits, now_ns=self._pipeline.now_ns, after_row=self._publisher.sent_to)
+        shed = self._store.shed(self._limits, now_ns=self._now_ns, after_row=self._publisher.sent_to)
         if shed:
             self._log.warning("outbox_bounded", messages=shed, outbox=self._store.load().rows)
         self._forget_lines()
+        return True
 
     def finish(self) -> None:
         """Commit what is left, and the state of every line, so that the next start has nothing to fold again."""
@@ -95,7 +111,7 @@ class Committer:
 
     def _forget_lines(self) -> None:
         """Once a day of the exchange's forget lines that are no more."""
-        day = self._pipeline.now_ns // NS_PER_DAY
+        day = self._now_ns // NS_PER_DAY
         if day != self._day:
             self._day = day
             gone = self._store.forget_lines(self._too_old_ns)
@@ -104,7 +120,7 @@ class Committer:
 
     @property
     def _too_old_ns(self) -> int:
-        return self._pipeline.now_ns - round(self._kept.journal_max_days * NS_PER_DAY)
+        return self._now_ns - round(self._kept.journal_max_days * NS_PER_DAY)
 
     def _tell_quality(self, line: Line, done: LineWork) -> None:
         for ours, official, repaired in map(msgspec.structs.astuple, done.mismatches):
@@ -154,6 +170,16 @@ class Committer:
             self._metrics.candle_to_signal_seconds.observe(latency_ns / NS_PER_S)
         return Message(draft.seq, draft.topic, draft.time_ns, draft.identity, topics.encode(draft.context))
 
+    def _tell_stages(self, drafts: list[Draft]) -> None:
+        """Count where the time of messages went that are committed now; the publisher adds what comes after."""
+        now_ns, taken_us = clock.now_ns(), defaultdict[str, list[int]](list)
+        for draft in drafts:
+            for stage, value_us in (draft.context.stages_us or {}).items():
+                taken_us[stage].append(max(0, value_us))  # two clocks may disagree
+            taken_us["store"].append((now_ns - draft.drafted_ns) // 1000)
+        for stage, values_us in taken_us.items():
+            self._metrics.stages.observe(stage, values_us)
+
     def _account(self, line: Line, done: LineWork) -> None:
         exchange = line.market.exchange
         for candle in done.candles:
@@ -164,14 +190,30 @@ class Committer:
     async def live(self) -> NoReturn:
         """Publish provisional signals of the markets that moved, at the configured pace, until cancelled."""
         while True:
-            await asyncio.sleep(self._live_s)
-            began_s = clock.monotonic_s()
-            answers = self._pipeline.live()
-            if answers:
-                self._metrics.step_seconds.observe((clock.monotonic_s() - began_s) / len(answers))
-            for topic, payload in answers:
-                self._publisher.volatile(topic, topics.encode(payload))
-                self._metrics.live_total.labels(payload.exchange).inc()
+            await self._stirred.wait()
+            self._stirred.clear()
+            for rest in range(self._pipeline.moved, 0, -LIVE_AT_ONCE):
+                await self._let_durable_pass()
+                self._answer_live()
+                if rest > LIVE_AT_ONCE:
+                    await asyncio.sleep(0)
+            if self._live_s:
+                await asyncio.sleep(self._live_s)
+
+    async def _let_durable_pass(self) -> None:
+        """Let signals that are decided go first, for a while: a broker that is slow ends nothing."""
+        until_s = clock.monotonic_s() + LIVE_PATIENCE_S
+        while (self._pipeline.has_work or self._publisher.in_flight) and clock.monotonic_s() < until_s:  # noqa: ASYNC110
+            await asyncio.sleep(LIVE_POLL_S)
+
+    def _answer_live(self) -> None:
+        began_s = clock.monotonic_s()
+        answers = self._pipeline.live(LIVE_AT_ONCE)
+        if answers:
+            self._metrics.step_seconds.observe((clock.monotonic_s() - began_s) / len(answers))
+        for topic, payload in answers:
+            self._publisher.volatile(topic, topics.encode(payload))
+            self._metrics.live_total.labels(payload.exchange).inc()
 
 
 def _snapshot_of(line: Line) -> Snapshot:

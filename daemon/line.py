@@ -21,6 +21,8 @@ VOID_SPACING_NS = 30 * NS_PER_S
 """Two reads this far apart by the exchange's clock must lack a candle, before it counts as one that does not exist."""
 MIN_VALID_NS = NS_PER_S
 """A signal on an event candle is valid for at least this long."""
+RECENT = 4
+"""Folded candles that stay at hand where a journal keeps all of them."""
 
 
 class Ordinal(msgspec.Struct, frozen=True):
@@ -50,6 +52,8 @@ class Draft(msgspec.Struct, frozen=True):
     context: Context
     receive_time_ns: int
     """When the event that caused it was received; 0 if it was not received live."""
+    drafted_ns: int = 0
+    """When it was written, by the same clock."""
 
 
 class Mismatch(msgspec.Struct, frozen=True):
@@ -83,6 +87,10 @@ class Cause(msgspec.Struct, frozen=True):
     void_reason: str = "exchange_has_no_candle"
 
 
+Journal = Callable[[str, int, int], Sequence[Ordinal]]
+"""Reads what was committed of a line, by its name, from one ordinal to another, ascending."""
+
+
 class Line:
     """The ledger of one market and spec."""
 
@@ -96,16 +104,19 @@ class Line:
         funding: FundingBook,
         context: Callable[[], Context],
         worked: Callable[["Line"], None] = lambda _: None,
+        journal: Journal | None = None,
     ) -> None:
         """Set up; `context` gives what the market says beside its candles when a message is written.
 
-        `worked` is told when there is something to take, or more of it.
+        `worked` is told when there is something to take, or more of it. Whoever gives a `journal` commits the rows of
+        what is taken before it is read again; without one all candles that may be folded again are kept here.
         """
         self.market, self.spec, self.engine, self.funding = market, spec, engine, funding
         self.key = (market.exchange, market.symbol)
         self.name = f"{market.exchange}|{market.symbol}|{spec}"
         self.base_topic = base_topic
         self.topic = topics.spec_topic(base_topic, market, spec, "signal")
+        self.live_topic = topics.spec_topic(base_topic, market, spec, "live")
         self.next_seq = 0
         """The ordinal that is folded next; 0 until `begin`."""
         self.publish_from = 0
@@ -114,7 +125,11 @@ class Line:
         self.waits_for_funding = False
         self.waits_for_calibration = False
         model = engine.model
-        self._history: deque[Ordinal] = deque(maxlen=engine.reach + model.epoch)
+        self._span = engine.reach + model.epoch
+        """So far back candles are compared and folded again."""
+        self._journal = journal
+        self._history: deque[Ordinal] = deque(maxlen=RECENT if journal else self._span)
+        self._first_own: int | None = None
         self._waiting: dict[int, tuple[Ordinal, Cause]] = {}
         self._absent: dict[int, int] = {}
         self._owed: int | None = None
@@ -321,16 +336,30 @@ class Line:
         self.next_seq = row.seq + 1
         if row.candle is not None:
             self.newest_ns = row.candle.close_time_ns
+            if self._first_own is None and row.candle.origin is Origin.TRADES:
+                self._first_own = row.seq
 
     def first_own(self) -> int:
         """Return the oldest ordinal at hand whose candle is of our own making; the next one where there is none."""
-        own = (row.seq for row in self._history if row.candle and row.candle.origin is Origin.TRADES)
-        return next(own, self.next_seq)
+        return self.next_seq if self._first_own is None else max(self._first_own, self.next_seq - self._span)
 
     def is_own(self, seq: int) -> bool:
-        """Tell whether a folded candle, one of the newest, is of our own making."""
-        row = next((row for row in reversed(self._history) if row.seq <= seq), None)
-        return row is not None and row.seq == seq and row.candle is not None and row.candle.origin is Origin.TRADES
+        """Tell whether a folded candle is of our own making."""
+        row = self._row(seq)
+        return row is not None and row.candle is not None and row.candle.origin is Origin.TRADES
+
+    def _row(self, seq: int) -> Ordinal | None:
+        """Return a folded ordinal; it is nearly always one of the newest."""
+        for row in reversed(self._history):
+            if row.seq <= seq:
+                return row if row.seq == seq else None
+        return next(iter(self._rows(seq, seq)), None) if self._journal else None
+
+    def _rows(self, first: int, last: int) -> list[Ordinal]:
+        """Return folded ordinals, ascending, as they are committed or will be."""
+        known = {row.seq: row for row in self._journal(self.name, first, last)} if self._journal else {}
+        known.update((row.seq, row) for row in (*self._work.rows, *self._history) if first <= row.seq <= last)
+        return [known[seq] for seq in sorted(known)]
 
     def audit(self, official: Candle) -> bool:
         """Set a folded candle against the exchange's; on a difference repair journal and state.
@@ -342,14 +371,16 @@ class Line:
             self._waiting[official.seq] = (Ordinal(official.seq, official), waiting[1])
             self.differs(waiting[0].candle, official)
             return False
-        at = next((i for i, row in enumerate(self._history) if row.seq == official.seq), None)
-        if at is None:
+        found = self._row(official.seq) if official.seq >= self.next_seq - self._span else None
+        if found is None:
             return True
-        mine = self._history[at].candle
+        mine = found.candle
         if mine is not None and mine.same_figures(official):
             return True
         row = Ordinal(official.seq, msgspec.structs.replace(official, origin=Origin.REPAIRED))
-        self._history[at] = row
+        for at, known in enumerate(self._history):
+            if known.seq == row.seq:
+                self._history[at] = row
         self._work.rows.append(row)
         self.differs(mine, official, repaired=True)
         self._refold()
@@ -361,11 +392,10 @@ class Line:
         self._work.mismatches.append(Mismatch(ours, official, repaired))
 
     def _refold(self) -> None:
-        start = self.engine.fold_start(self._history[-1].seq)
+        rows = self._rows(self.engine.fold_start(self.next_seq - 1), self.next_seq - 1)
         self.engine.reset()
-        for row in self._history:
-            if row.seq >= start:
-                self._advance(row)
+        for row in rows:
+            self._advance(row)
 
     # ---- holes
 
@@ -479,6 +509,11 @@ class Line:
         context.origin = origin
         context.event_time = topics.rfc3339(cause.event_time_ns) if cause.event_time_ns else None
         context.late = late
+        drafted_ns, receive_ns = self.engine.watch.now_ns(), 0 if late else cause.receive_time_ns
+        if drafted_ns and receive_ns:
+            context.stages_us = self.engine.watch.stages_us(
+                event_time_ns=cause.event_time_ns, receive_time_ns=receive_ns, drafted_ns=drafted_ns
+            )
         self._worked(self)
         self._work.drafts.append(
             Draft(
@@ -489,6 +524,7 @@ class Line:
                 valid_until_ns=close_ns + valid_ns,
                 identity=topics.identity_of(payload),
                 context=context,
-                receive_time_ns=0 if late else cause.receive_time_ns,
+                receive_time_ns=receive_ns,
+                drafted_ns=drafted_ns,
             )
         )

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 
 from daemon import topics
-from daemon.line import Cause, Line, LineWork
+from daemon.line import Cause, Journal, Line, LineWork
 from daemon.topics import Context, Live
 from feeds.closing import Closer
 from feeds.events import FundingSettlement, Kline, MarketEvent, MarketTrade, MarkPrice
@@ -20,6 +20,7 @@ from inference.engine import MarketEngine, Model, Peek, Phase, peek
 from inference.funding import FundingBook
 from inference.revisions import RevisionBook
 from inference.signals import Decision
+from inference.stopwatch import Stopwatch
 
 CONFIRMED_MAX = 1000
 """Candles that may wait to be compared, while some are not confirmed; past it they are compared once more."""
@@ -38,9 +39,17 @@ class MarketPipeline:
     """Everything known of one market."""
 
     def __init__(
-        self, market: Market, traits: Traits, *, base_topic: str, worked: Callable[[Line], None] = lambda _: None
+        self,
+        market: Market,
+        traits: Traits,
+        *,
+        base_topic: str,
+        worked: Callable[[Line], None] = lambda _: None,
+        watch: Stopwatch | None = None,
+        journal: Journal | None = None,
     ) -> None:
-        self.market, self.traits, self._worked = market, traits, worked
+        self.market, self.traits, self._worked, self._watch = market, traits, worked, watch or Stopwatch()
+        self._journal = journal
         self.clock = ExchangeClock()
         self.funding = FundingBook()
         self.channels: dict[str, Channel] = {}
@@ -65,14 +74,17 @@ class MarketPipeline:
         revisions: RevisionBook | None = None,
     ) -> Line:
         """Set up a line for `spec`; with `revisions` it waits for that of each day."""
+        engine = MarketEngine(model, self.market, spec, revisions)
+        engine.watch = self._watch
         line = Line(
             base_topic=self._base_topic,
             market=self.market,
             spec=spec,
-            engine=MarketEngine(model, self.market, spec, revisions),
+            engine=engine,
             funding=self.funding,
             context=self._context,
             worked=self._worked,
+            journal=self._journal,
         )
         closer = Closer(self.market, spec, self.traits, has_kline=has_kline, by_exchange=by_exchange)
         self.channels[spec.text] = Channel(closer, line, has_kline=has_kline)
@@ -108,7 +120,7 @@ class MarketPipeline:
 
     def handle(self, event: MarketEvent) -> None:
         """Take one event of this market."""
-        if type(event) is MarketTrade:
+        if isinstance(event, MarketTrade):
             self.trade(event.trade)
         elif isinstance(event, MarkPrice):
             self.last_event_ns = event.receive_time_ns
@@ -128,12 +140,13 @@ class MarketPipeline:
         verdict = self._sequence.take(trade)
         self.counts[verdict] += 1
         cause = Cause(trade.event_time_ns, trade.receive_time_ns)
-        if verdict is GAP:
-            self._lose()
-        elif verdict is not NEXT and verdict is Verdict.PAST:
-            self._passed_over()
-        if verdict is NEXT or verdict is GAP:
+        if verdict is NEXT:
             self._ordered(self._order.add(trade), cause)
+        elif verdict is GAP:
+            self._lose()
+            self._ordered(self._order.add(trade), cause)
+        elif verdict is Verdict.PAST:
+            self._passed_over()
         if self.stitch:
             self._stitched(self.stitch.trade(trade), cause)
 
@@ -233,8 +246,11 @@ class MarketPipeline:
 class Pipeline:
     """All markets of a daemon under one model."""
 
-    def __init__(self, model: Model, *, base_topic: str) -> None:
-        self.model = model
+    def __init__(
+        self, model: Model, *, base_topic: str, watch: Stopwatch | None = None, journal: Journal | None = None
+    ) -> None:
+        """Set up; without a `watch` nobody says where a candle's time goes. For `journal` see `Line`."""
+        self.model, self._watch, self._journal = model, watch or Stopwatch(), journal
         self.base_topic = base_topic
         self.markets: dict[tuple[str, str], MarketPipeline] = {}
         self._moved: set[tuple[str, str]] = set()
@@ -244,7 +260,12 @@ class Pipeline:
     def add(self, market: Market, traits: Traits) -> MarketPipeline:
         """Set up a market of an exchange with these traits."""
         pipeline = MarketPipeline(
-            market, traits, base_topic=self.base_topic, worked=lambda line: self._busy.add(line.key)
+            market,
+            traits,
+            base_topic=self.base_topic,
+            worked=lambda line: self._busy.add(line.key),
+            watch=self._watch,
+            journal=self._journal,
         )
         self.markets[market.exchange, market.symbol] = pipeline
         return pipeline
@@ -261,6 +282,7 @@ class Pipeline:
 
     def handle(self, events: Iterable[MarketEvent]) -> None:
         """Take market events in the order they were received."""
+        self._watch.take()
         for event in events:
             key = (event.market.exchange, event.market.symbol)
             if pipeline := self.markets.get(key):
@@ -278,12 +300,25 @@ class Pipeline:
                     work.append((channel.line, done))
         return work
 
-    def live(self) -> list[tuple[str, Live]]:
-        """Answer what the signals would be now, for the markets that moved since the last call: topic and payload."""
+    @property
+    def has_work(self) -> bool:
+        """Whether there is anything for `take_work`."""
+        return bool(self._busy)
+
+    @property
+    def moved(self) -> int:
+        """How many markets `live` has not answered for since they moved."""
+        return len(self._moved)
+
+    def live(self, at_most: int | None = None) -> list[tuple[str, Live]]:
+        """Answer what the signals would be now, for the markets that moved since they were asked: topic and payload.
+
+        Some of them where there are more than `at_most`.
+        """
         questions: list[Peek] = []
         asked: list[tuple[MarketPipeline, Channel, Candle]] = []
-        for key in self._moved:
-            pipeline = self.markets[key]
+        keys = [self._moved.pop() for _ in range(min(self.moved, self.moved if at_most is None else at_most))]
+        for pipeline in map(self.markets.__getitem__, keys):
             for channel in pipeline.channels.values():
                 line, forming = channel.line, channel.closer.forming()
                 if forming is None or line.engine.phase is not Phase.READY or forming.seq != line.next_seq:
@@ -293,11 +328,9 @@ class Pipeline:
                 charge = pipeline.funding.charge(forming.close_time_ns, line.engine.horizon * line.spec.interval_ns)
                 questions.append(Peek(line.engine, forming, charge or 0.0))
                 asked.append((pipeline, channel, forming))
-        self._moved.clear()
         answers = []
         for (pipeline, channel, forming), decision in zip(asked, peek(questions), strict=True):
-            topic = topics.spec_topic(self.base_topic, pipeline.market, channel.line.spec, "live")
-            answers.append((topic, self._live(pipeline, channel, forming, decision)))
+            answers.append((channel.line.live_topic, self._live(pipeline, channel, forming, decision)))
         return answers
 
     def _live(self, pipeline: MarketPipeline, channel: Channel, forming: Candle, decision: Decision) -> Live:

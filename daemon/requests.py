@@ -12,13 +12,16 @@ import structlog
 from config.load import ConfigError
 from daemon import clock, log_setup, recompute, topics
 from daemon.health import Reporter
+from daemon.line import Line
 from daemon.mqtt import BrokerError, MqttLink
 from daemon.pipeline import Pipeline
 from daemon.publisher import Publisher
+from daemon.recompute import Span
 from daemon.reload import Reloader
 from daemon.store import OutboxRow, Store
 from daemon.topics import Request, Response
 from feeds.backoff import Backoff
+from feeds.market import SEQ_PER_DAY
 
 REPLAY_MAX = 1000
 """Messages sent again per request; ask on from the next `seq`."""
@@ -128,26 +131,58 @@ class Requests:
         if topic is None or from_seq is None:
             raise RequestFault("replay needs topic and from_seq")
         made = await self._made_again(topic, from_seq)
-        rows = [*made, *self._store.sent(topic, made[-1].seq + 1 if made else from_seq, REPLAY_MAX - len(made))]
+        after = made[-1].seq + 1 if made else from_seq
+        rows = made + (self._store.sent(topic, after, REPLAY_MAX - len(made)) if self._joins(made) else [])
         for row in rows:
             self._publisher.again(row)
         first, last = (rows[0].seq, rows[-1].seq) if rows else (None, None)
         return {"messages": len(rows), "recomputed": len(made), "first_seq": first, "last_seq": last}
 
+    def _joins(self, made: list[OutboxRow]) -> bool:
+        """Tell whether what is kept begins where `made` ends; else whoever asks on gets what lies between."""
+        if not made:
+            return True
+        after = made[-1].seq + 1
+        begin, held = self._store.journal_begin(made[-1].line, after), self._store.first_held(made[-1].topic, after)
+        return begin is None or held is None or begin >= held
+
     async def _made_again(self, topic: str, from_seq: int) -> list[OutboxRow]:
         """Make again what came before the oldest message that is kept, as far as the journal goes back."""
         lines = (channel.line for market in self._pipeline.markets.values() for channel in market.channels.values())
         line = next((line for line in lines if line.topic == topic), None)
-        if line is None or not line.spec.by_time or (oldest := self._store.journal_begin(line.name)) is None:
+        if line is None:
             return []
         held = self._store.first_held(topic, from_seq)
+        span = (self._candles if line.spec.by_time else self._day)(line, from_seq, held)
+        if span is None:
+            return []
+        start, first, last = span
+        journal = self._store.journal(line.name, start, last)
+        drafts = await asyncio.to_thread(recompute.messages, line, journal, first)
+        return [
+            OutboxRow(0, line.name, d.seq, topic, d.time_ns, d.identity, topics.encode(d.context))
+            for d in drafts[:REPLAY_MAX]
+        ]
+
+    def _candles(self, line: Line, from_seq: int, held: int | None) -> tuple[int, int, int] | None:
+        """Return where the fold begins, the first ordinal and the last of a time line that can be told."""
+        oldest = self._store.journal_begin(line.name)
+        if oldest is None:
+            return None
         first = recompute.first_possible(line, from_seq, oldest=oldest)
         last = min(line.next_seq if held is None else held, first + REPLAY_MAX) - 1
-        if last < first:
-            return []
-        journal = self._store.journal(line.name, line.engine.fold_start(first), last)
-        drafts = await asyncio.to_thread(recompute.messages, line, journal, first)
-        return [OutboxRow(0, line.name, d.seq, topic, d.time_ns, d.identity, topics.encode(d.context)) for d in drafts]
+        return (line.engine.fold_start(first), first, last) if last >= first else None
+
+    def _day(self, line: Line, from_seq: int, held: int | None) -> tuple[int, int, int] | None:
+        """Return the same of an event line, for one UTC day: the next begins a fold of its own."""
+        days = {day: Span(*span) for day, span in self._store.journal_days(line.name).items()}
+        span = recompute.day_possible(line, from_seq, days)
+        if span is None:
+            return None
+        begin = span.last // SEQ_PER_DAY * SEQ_PER_DAY
+        first = max(from_seq, begin)
+        last = span.last if held is None else min(span.last, held - 1)
+        return (span.first, first, last) if last >= max(first, begin + 1) else None
 
     def _reload(self) -> dict[str, object]:
         try:

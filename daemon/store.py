@@ -7,6 +7,7 @@ from is on the disk. A file that cannot be read is set aside, and a new one goes
 
 import contextlib
 import errno
+import itertools
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from daemon import clock, folder, outbox, tables, topics
 from daemon.folder import FolderInUse, FolderLock
 from daemon.line import Ordinal, Snapshot
 from daemon.outbox import Limits, Load, Sent, Waiting
+from feeds.market import SEQ_PER_DAY
 
 SNAPSHOTS = 2
 """Kept of a line: should the newest be damaged, there is the one before."""
@@ -35,6 +37,7 @@ _DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM)
 """What another start may find mended."""
 _NEVER = 1 << 62
 _COLUMNS = "row, line, seq, topic, time_ns, identity, context"
+_astuple = msgspec.structs.astuple
 
 
 class StoreError(Exception):
@@ -212,12 +215,14 @@ class Store:
         In the same transaction a line's oldest candles go, where `prune` says so, and the oldest delivered messages
         past the bounds `sent` at the exchange's time `now_ns`.
         """
-        added: list[OutboxRow] = []
+        lines = list(lines)
         gone: list[Sent] = []
         with self._transaction():
+            self._keep_rows(lines)
+            added = self._enqueue(lines)
             for line in lines:
-                self._keep(line)
-                added += [self._enqueue(line.line, message) for message in line.messages]
+                if line.snapshot:
+                    self._keep_snapshot(line, line.snapshot)
                 if line.prune:
                     self._prune(line.line, line.prune)
             if sent:
@@ -229,18 +234,17 @@ class Store:
             self._tidy()
         return added
 
-    def _keep(self, line: LineCommit) -> None:
-        if line.rows:
-            self._db.executemany(
-                "INSERT OR REPLACE INTO journal VALUES (?,?,?,?,?,?,?,?,?,?,?)",
-                [tables.flatten(line.line, row) for row in line.rows],
-            )
-            # A snapshot speaks of the journal as it was: a row that is written again makes it untrue.
-            first = min(row.seq for row in line.rows)
-            self._db.execute("DELETE FROM snapshot WHERE line=? AND seq>=?", (line.line, first))
-        if line.snapshot is None:
-            return
-        seq, state = line.snapshot
+    def _keep_rows(self, lines: Sequence[LineCommit]) -> None:
+        self._db.executemany(
+            "INSERT OR REPLACE INTO journal VALUES (?,?,?,?,?,?,?,?,?,?,?)",
+            [tables.flatten(line.line, row) for line in lines for row in line.rows],
+        )
+        # A snapshot speaks of the journal as it was: a row that is written again makes it untrue.
+        firsts = [(line.line, min(row.seq for row in line.rows)) for line in lines if line.rows]
+        self._db.executemany("DELETE FROM snapshot WHERE line=? AND seq>=?", firsts)
+
+    def _keep_snapshot(self, line: LineCommit, snapshot: Snapshot) -> None:
+        seq, state = snapshot
         checksum = tables.checksum(line.line, seq, line.model, state)
         self._db.execute(
             "INSERT OR REPLACE INTO snapshot VALUES (?,?,?,?,?)", (line.line, seq, line.model, checksum, state)
@@ -251,14 +255,19 @@ class Store:
             (line.line, SNAPSHOTS),
         )
 
-    def _enqueue(self, line: str, m: Message) -> OutboxRow:
-        row = self._db.execute(
-            "INSERT INTO outbox (line, seq, topic, time_ns, identity, context) VALUES (?,?,?,?,?,?)",
-            (line, m.seq, m.topic, m.time_ns, m.identity, m.context),
-        ).lastrowid
-        assert row is not None
-        self._db.execute("INSERT OR REPLACE INTO stream VALUES (?,?)", (line, m.seq))
-        return OutboxRow(row, line, m.seq, m.topic, m.time_ns, m.identity, m.context)
+    def _enqueue(self, lines: Sequence[LineCommit]) -> list[OutboxRow]:
+        # What SQLite would number itself, one by one: nobody else writes here.
+        newest = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name='outbox'").fetchone()
+        number = itertools.count(1 + (newest[0] if newest else 0))
+        added = [
+            OutboxRow(next(number), line.line, m.seq, m.topic, m.time_ns, m.identity, m.context)
+            for line in lines
+            for m in line.messages
+        ]
+        self._db.executemany(f"INSERT INTO outbox ({_COLUMNS}) VALUES (?,?,?,?,?,?,?)", map(_astuple, added))  # noqa: S608
+        newests = [(line.line, line.messages[-1].seq) for line in lines if line.messages]
+        self._db.executemany("INSERT OR REPLACE INTO stream VALUES (?,?)", newests)
+        return added
 
     def _prune(self, line: str, prune: Prune) -> None:
         """Forget a line's oldest candles; ordinals do not count them, as those of event candles begin anew daily."""
@@ -306,10 +315,18 @@ class Store:
         )
         return [tables.unflatten(row) for row in rows]
 
-    def journal_begin(self, line: str) -> int | None:
-        """Return the oldest ordinal of a line that is kept."""
-        found = self._db.execute("SELECT MIN(seq) FROM journal WHERE line=?", (line,)).fetchone()
+    def journal_begin(self, line: str, from_seq: int = 0) -> int | None:
+        """Return the oldest ordinal of a line that is kept, from `from_seq` on."""
+        found = self._db.execute("SELECT MIN(seq) FROM journal WHERE line=? AND seq>=?", (line, from_seq)).fetchone()
         return None if found[0] is None else int(found[0])
+
+    def journal_days(self, line: str) -> dict[int, tuple[int, int]]:
+        """Return the first and the last ordinal of an event line that are kept of each UTC day, by its number."""
+        found = self._db.execute(
+            f"SELECT seq / {SEQ_PER_DAY}, MIN(seq), MAX(seq) FROM journal WHERE line=? GROUP BY 1",  # noqa: S608
+            (line,),
+        )
+        return {day: (first, last) for day, first, last in found}
 
     def snapshots(self, line: str, model: str) -> list[Snapshot]:
         """Read a line's states under `model`, newest first; a damaged one is passed over, and said."""
@@ -362,12 +379,11 @@ class Store:
 
     def acknowledge(self, rows: Sequence[int]) -> None:
         """Mark messages as delivered."""
-        done = (
-            "UPDATE outbox SET acknowledged=1 WHERE row=? AND acknowledged=0 "
-            "RETURNING LENGTH(identity) + LENGTH(context)"
-        )
+        size = "SELECT LENGTH(identity) + LENGTH(context) FROM outbox WHERE row=? AND acknowledged=0"
         with self._transaction():
-            sizes = [size for row in rows for (size,) in self._db.execute(done, (row,)).fetchall()]
+            # A repeated row counts once: of equal ones only the first is still waiting.
+            sizes = [found[0] for row in dict.fromkeys(rows) if (found := self._db.execute(size, (row,)).fetchone())]
+            self._db.executemany("UPDATE outbox SET acknowledged=1 WHERE row=?", [(row,) for row in rows])
         self._waits -= sum(sizes), len(sizes)
         self._sent += sum(sizes), len(sizes)
 

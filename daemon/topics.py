@@ -5,6 +5,7 @@ Every payload is one JSON object of a type below; JSON Schema and AsyncAPI are g
 """
 
 import datetime as dt
+import functools
 import hashlib
 from typing import Annotated, Any, Literal
 
@@ -32,6 +33,8 @@ class Context(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Sent again on request."""
     latency_us: int | None = None
     """From the receipt of the closing event to the decision, by our clock."""
+    stages_us: dict[str, int] | None = None
+    """Where it went, by stage; `exchange` lies before the receipt and is told by two clocks."""
     origin: str | None = None
     """Where the candle's figures come from: trades, exchange or repaired."""
     funding_rate: float | None = None
@@ -293,8 +296,12 @@ def spec_topic(base: str, market: Market, spec: CandleSpec, leaf: str) -> str:
 def rfc3339(time_ns: int) -> str:
     """Write a time as UTC text with milliseconds, cut not rounded: ``2024-10-18T10:01:00.000Z``."""
     seconds, rest = divmod(time_ns, 1_000_000_000)
-    stamp = dt.datetime.fromtimestamp(seconds, dt.UTC)
-    return f"{stamp:%Y-%m-%dT%H:%M:%S}.{rest // 1_000_000:03d}Z"
+    return f"{_to_the_second(seconds)}.{rest // 1_000_000:03d}Z"
+
+
+@functools.lru_cache(maxsize=256)  # ticks come many to a second, candles end together
+def _to_the_second(seconds: int) -> str:
+    return f"{dt.datetime.fromtimestamp(seconds, dt.UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def signal_id(market: Market, spec: CandleSpec, seq: int, model: str, policy: str, inputs_hash: str) -> str:
@@ -358,9 +365,8 @@ def with_context(identity: bytes, context: bytes, stamp: bytes = b"") -> bytes:
 
 def identity_of(payload: Signal | Void) -> bytes:
     """Write every field but `context`, which is what must never change for an id."""
-    raw = msgspec.to_builtins(payload)
-    del raw["context"]
-    return _ENCODER.encode(raw)
+    context = b',"context":' + _ENCODER.encode(payload.context) + b"}"  # the last field
+    return _ENCODER.encode(payload)[: -len(context)] + b"}"
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config.schema import Config
+from daemon import clock
 from daemon.committer import Committer
 from daemon.line import Ordinal, Snapshot
 from daemon.metrics import Metrics
@@ -25,6 +26,7 @@ from daemon.pipeline import Pipeline
 from daemon.publisher import Publisher
 from daemon.store import LineCommit, Store
 from feeds.exchanges.binance import BinanceCodec
+from inference.stopwatch import Stopwatch
 from tests.daemon.brokers import until
 from tests.daemon.lines import BEGIN, EPOCH, MARKET, MINUTE, MODEL, WARMUP, candle, live, new_line, offer_all
 
@@ -32,13 +34,13 @@ from tests.daemon.lines import BEGIN, EPOCH, MARKET, MINUTE, MODEL, WARMUP, cand
 class Shell:
     """A pipeline with one line, its store, and a publisher without a broker."""
 
-    def __init__(self, folder: Path, *, begin: bool = True, **store: Any) -> None:
+    def __init__(self, folder: Path, *, begin: bool = True, watch: Stopwatch | None = None, **store: Any) -> None:
         config = Config(
             feeds=[{"exchange": "binance", "symbols": [MARKET.symbol]}],
             store={"path": folder, **store},
         )
         self.store, self.metrics = Store(folder / "lstmd.sqlite"), Metrics()
-        self.pipeline = Pipeline(MODEL, base_topic="lstmd")
+        self.pipeline = Pipeline(MODEL, base_topic="lstmd", watch=watch)
         self.market = self.pipeline.add(MARKET, BinanceCodec.traits)
         self.market.settle_funding([], 1 << 62)
         self.line = self.market.add(MINUTE, MODEL, has_kline=True, by_exchange=False)
@@ -83,6 +85,21 @@ async def test_candles_state_and_messages_are_committed_together(shell: Shell) -
     assert shell.count("lstmd_signals_total") == 4
     shell.committer.flush()
     assert len(shell.store.pending(0, 100)) == 4
+
+
+async def test_it_is_told_where_the_time_of_a_signal_went(tmp_path: Path) -> None:
+    ticks = itertools.count(clock.now_ns(), 1000)
+    shell = Shell(tmp_path, watch=Stopwatch(lambda: next(ticks)))
+    shell.offer(BEGIN + 5)
+    shell.committer.flush()
+    context = json.loads(shell.store.pending(0, 100)[-1].context)
+    stages_us = context["stages_us"]
+    assert list(stages_us) == ["exchange", "decode", "candle", "features", "step", "decision"]
+    assert (stages_us["features"], stages_us["step"]) == (1, 1)
+    assert stages_us["decision"] > 0
+    for stage in (*stages_us, "store"):
+        assert shell.metrics.registry.get_sample_value("lstmd_stage_seconds_count", {"stage": stage}) == 4
+    shell.store.close()
 
 
 async def test_a_snapshot_is_taken_now_and_then_and_at_the_end(tmp_path: Path) -> None:

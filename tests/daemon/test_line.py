@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.line import VOID_SPACING_NS, Cause, Line, LineWork, Ordinal, Snapshot
-from daemon.topics import Signal, Void
+from daemon.topics import Context, Signal, Void
 from feeds.market import NS_PER_DAY, SEQ_PER_DAY, Candle, CandleSpec, Origin
 from inference.artifact import Affine, Calibration
-from inference.engine import Model
+from inference.engine import MarketEngine, Model
 from inference.revisions import RevisionBook
 from inference.signals import Rules
 from tests.daemon.lines import (
@@ -606,3 +606,33 @@ def test_a_market_listed_today_has_no_day_before() -> None:
     line.begin_events(stream_seq=None, first_day=DAY)
     run_events(line, {DAY: 12})
     assert [m.seq % SEQ_PER_DAY for m in messages(line.take_work())] == list(range(WARMUP + 1, 13))
+
+
+def test_a_line_that_reads_its_journal_repairs_as_one_that_keeps_its_candles() -> None:
+    kept, committed = new_line(), dict[int, Ordinal]()
+
+    def journal(name: str, first: int, last: int) -> list[Ordinal]:
+        assert name == kept.name
+        return [committed[seq] for seq in sorted(committed) if first <= seq <= last]
+
+    read = Line(
+        base_topic="lstmd", market=kept.market, spec=kept.spec, engine=MarketEngine(MODEL, kept.market, kept.spec),
+        funding=kept.funding, context=Context, journal=journal,
+    )  # fmt: skip
+    for line in (kept, read):
+        line.begin(newest_seq=BEGIN + 1, stream_seq=None, journal=[])
+    official = msgspec.structs.replace(candle(BEGIN + 2), volume=77.0, origin=Origin.EXCHANGE)
+    for seq in range(kept.next_seq, BEGIN + 15):
+        for line in (kept, read):
+            line.offer(candle(seq), live(seq))
+        if seq % 3:
+            committed.update((row.seq, row) for row in read.take_work().rows)
+    for line in (kept, read):
+        assert line.audit(candle(BEGIN + 1))
+        assert not line.audit(official)
+        assert line.audit(official), "it has been repaired"
+        assert line.is_own(BEGIN + 1)
+        assert not line.is_own(BEGIN + 2)
+    assert read.first_own() == kept.first_own()
+    assert read.engine.snapshot() == kept.engine.snapshot()
+    assert read.take_work().rows[-1].candle == kept.take_work().rows[-1].candle

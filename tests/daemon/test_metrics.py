@@ -27,6 +27,22 @@ def test_what_was_counted_is_served() -> None:
     assert 'lstmd_candle_to_signal_seconds_bucket{le="0.0025"} 1.0' in text
 
 
+def test_stages_are_counted_many_at_a_time() -> None:
+    metrics = Metrics()
+    metrics.stages.observe("store", [1, 2, 3, 900, 7_000_000])
+    metrics.stages.observe("store", [2])
+    metrics.stages.observe("publish", [])
+    found = metrics.registry.get_sample_value
+
+    def bucket(le: str) -> float | None:
+        return found("lstmd_stage_seconds_bucket", {"stage": "store", "le": le})
+
+    assert [bucket(le) for le in ("1e-06", "2e-06", "5e-06", "0.001", "5.0", "+Inf")] == [1, 3, 4, 5, 5, 6]
+    assert found("lstmd_stage_seconds_count", {"stage": "store"}) == 6
+    assert found("lstmd_stage_seconds_sum", {"stage": "store"}) == pytest.approx(7.000908)
+    assert found("lstmd_stage_seconds_count", {"stage": "publish"}) is None
+
+
 def test_two_daemons_in_one_process_do_not_share_figures() -> None:
     one, other = Metrics(), Metrics()
     one.outbox_depth.set(5)

@@ -21,9 +21,11 @@ from daemon.reload import Reloader
 from daemon.requests import BURST, Allowance, Requests
 from daemon.store import LineCommit, Message, Store
 from feeds.exchanges.binance import BinanceCodec
+from feeds.market import SEQ_PER_DAY
 from tests.daemon.brokers import running, until
 from tests.daemon.daemons import Follower, following
 from tests.daemon.lines import BEGIN, MARKET, MINUTE, MODEL, offer_all
+from tests.daemon.test_line import DAY, EVENT_MODEL, HUNDRED, run_events
 from tests.daemon.test_publisher import enqueue
 
 WAIT_S = 60
@@ -122,6 +124,34 @@ async def test_what_is_no_longer_kept_is_made_again(tmp_path: Path) -> None:
         assert again == [told[seq] for seq in range(BEGIN + 11, BEGIN + 61)]
         answer = await asker.ask("replay", json.dumps({"topic": line.topic, "from_seq": 0}).encode())
         assert answer["data"]["first_seq"] == BEGIN, "from there on the journal knows"
+
+
+async def test_event_candles_are_made_again_a_day_at_a_time(tmp_path: Path) -> None:
+    """Of three days the last twenty messages are in the store."""
+    pipeline = Pipeline(EVENT_MODEL, base_topic="lstmd")
+    market = pipeline.add(MARKET, BinanceCodec.traits)
+    market.settle_funding([], 1 << 62)
+    line = market.add(HUNDRED, EVENT_MODEL, has_kline=False, by_exchange=False)
+    line.begin_events(stream_seq=None, first_day=DAY)
+    run_events(line, {DAY: 30, DAY + 1: 12, DAY + 2: 25})
+    told = {draft.seq: json.loads(draft.identity) for draft in line._work.drafts}
+    first, second = (DAY + 1) * SEQ_PER_DAY, (DAY + 2) * SEQ_PER_DAY
+    async with asking(tmp_path, pipeline) as asker:
+        await until(lambda: asker.follower.count("100t") == 20)
+        done = len(asker.follower.of(line.topic))
+        answers = [
+            await asker.ask("replay", json.dumps({"topic": line.topic, "from_seq": seq}).encode())
+            for seq in (first, first + 13, second + 6)
+        ]
+        assert [answer["data"] for answer in answers] == [
+            {"messages": 13, "recomputed": 13, "first_seq": first, "last_seq": first + 12},
+            {"messages": 26, "recomputed": 6, "first_seq": second, "last_seq": second + 25},
+            {"messages": 20, "recomputed": 0, "first_seq": second + 6, "last_seq": second + 25},
+        ]
+        await until(lambda: len(asker.follower.of(line.topic)) == done + 59)
+        again = [json.loads(payload) for payload in asker.follower.of(line.topic)[done:]]
+        assert all(message.pop("context")["replayed"] for message in again)
+        assert again == [told[seq] for seq in (*sorted(told), *sorted(told)[-20:])]
 
 
 async def test_the_log_level_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
