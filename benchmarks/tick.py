@@ -1,119 +1,131 @@
-"""Where does each microsecond go, from a frame to a provisional signal?
+"""What does a tick cost from the socket to the provisional signal's bytes, beside the pipeline assembled today?
 
-Caveats first. Absolute figures are this machine's and move with whatever else runs on it; compare within one run. The
-frames are an invented market's, so every run sees the same ones. The stages are timed apart and their sum set beside
-the whole, so that what no stage accounts for shows. The socket is not in it: `websockets` costs about as much again.
-
-    python benchmarks/tick.py [--trades 20000]
+python -m benchmarks.tick [--ticks 1500] [--rounds 1]
 """
 
 import argparse
-import json
+import asyncio
+import contextlib
+import os
+import socket
+import statistics
+import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from daemon import topics
-from daemon.pipeline import Pipeline
-from feeds.capture import AggTrade, agg_trade_frame
-from feeds.emulator.synthetic import synthetic_tape
-from feeds.emulator.tape import T, decimal_text
-from feeds.events import Event, MarketTrade
-from feeds.exchanges.binance import BinanceCodec
-from feeds.market import CandleSpec, Market
-from feeds.sequence import ExchangeClock, TradeSequence
-from inference import artifact
-from inference.engine import Model
-from inference.signals import Rules
+from benchmarks import harness, models, peers
+from benchmarks.loopback import Meter, Ours, Plan, Told, apart, consume, exchange
 
-BEGIN_MS = 1_736_121_600_000
-HISTORY_MS = 20 * 3_600_000
-SPEC = CandleSpec.parse("1m")
-
-
-def frames(count: int) -> tuple[list[bytes], list[bytes], Market]:
-    """Return the frames of the history that warms the model up, those that are timed, and their market."""
-    tape = synthetic_tape("BTCUSDT", seed=7, begin_ms=BEGIN_MS)
-    market = Market(
-        exchange="binance", symbol="BTC/USDT:USDT", native="BTCUSDT", price_decimals=tape.price_decimals,
-        size_decimals=tape.size_decimals, listed_at_ns=BEGIN_MS * 1_000_000,
-    )  # fmt: skip
-    split = BEGIN_MS + HISTORY_MS
-    rows = [*tape.trades(0, split), *tape.trades(split, split + 12 * 3_600_000)[:count]]
-    texts = [
-        agg_trade_frame(
-            "BTCUSDT",
-            AggTrade(
-                int(row[T.ID]), decimal_text(int(row[T.PRICE]), tape.price_decimals),
-                decimal_text(int(row[T.SIZE]), tape.size_decimals), int(row[T.FIRST]), int(row[T.LAST]),
-                int(row[T.TIME]),
-                bool(row[T.MAKER]),
-            ),
-        ).encode()
-        for row in rows
-    ]  # fmt: skip
-    return texts[:-count], texts[-count:], market
+QUESTION = "What does a tick cost from the socket to the provisional signal's bytes?"
+CAVEATS = [
+    (
+        "recorded trades, re-timed to 500 a second, from another process over a loopback websocket; CPU time of "
+        "the consumer's process, a tick, after a fifth of them; each contestant in a process of its own, in turns"
+    ),
+    (
+        "the peer: ccxt.pro watch_trades, a window of 64 trades of 4 figures, torch LSTM 2×64 on one thread, "
+        "orjson, aiomqtt; ours: websocket, decoder, order, candle, 44 features, model, decision, JSON, store of "
+        "closed candles"
+    ),
+    (
+        "at 500 a second each tick wakes a process that slept: 'a bare reader' does that alone, a blocking recv "
+        "and nothing more, so its cost is the floor for whoever reads a socket, and the peer over it the most that"
+        " any ratio can be"
+    ),
+    "with the throttle off every tick is to have its signal; how many had one is checked and stated below 95 %",
+    "published: each signal at QoS 1 to a mosquitto on loopback; 'as bytes' stops before the broker",
+]
+RATE = 500.0
 
 
-def timed(label: str, what: Callable[[], object], times: int) -> tuple[str, float]:
-    began = time.perf_counter()
-    what()
-    return label, (time.perf_counter() - began) / times * 1e6
+@contextlib.contextmanager
+def mosquitto() -> Iterator[tuple[str, int]]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        conf = Path(folder) / "mosquitto.conf"
+        user = "user root\n" if os.geteuid() == 0 else ""
+        conf.write_text(f"listener {port} 127.0.0.1\n{user}allow_anonymous true\nset_tcp_nodelay true\n")
+        path = f"{os.environ['PATH']}:/usr/sbin"
+        with subprocess.Popen(
+            ["mosquitto", "-c", str(conf)], env={**os.environ, "PATH": path}, stderr=subprocess.DEVNULL
+        ) as process:
+            for _ in range(200):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                time.sleep(0.02)
+            try:
+                yield "127.0.0.1", port
+            finally:
+                process.terminate()
+
+
+def read(port: int, plan: Plan) -> Told:
+    """Read the socket and do nothing else, blocking."""
+    meter = Meter(plan.ticks // 5, plan.ticks)
+    with socket.create_connection(("127.0.0.1", port)) as reader:
+        reader.sendall(
+            b"GET /market/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        assert b"101" in reader.recv(4096)
+        body = b'{"method":"SUBSCRIBE","params":["x"],"id":1}'
+        reader.sendall(bytes([0x81, 0x80 | len(body)]) + bytes(4) + body)
+        assert b"result" in reader.recv(4096)
+
+        async def take() -> None:
+            while not meter.done.is_set():
+                meter.tick(reader.recv(1 << 16).count(b'"e":"aggTrade"'))
+
+        asyncio.run(take())
+    return meter.told
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--trades", type=int, default=20_000)
-    count = options.parse_args().trades
-    history, live, market = frames(count)
-    codec = BinanceCodec([market], {market.symbol: [SPEC]})
-    pipeline = Pipeline(Model(artifact.load(artifact.resolve("default")), Rules()), base_topic="lstmd")
-    one = pipeline.add(market, codec.traits)
-    one.clock.set((BEGIN_MS + HISTORY_MS) * 1_000_000)
-    one.settle_funding([], 1 << 62)
-    line = one.add(SPEC, pipeline.model, has_kline=True, by_exchange=False)
-    line.begin(newest_seq=SPEC.seq_at(BEGIN_MS * 1_000_000), stream_seq=None, journal=[])
-    one.channels["1m"].closer.see(SPEC.open_of(BEGIN_MS * 1_000_000))
-    for frame in history:
-        pipeline.handle(codec.decode(frame, 0))  # type: ignore[arg-type]
-    pipeline.take_work()
-    events: list[list[Event]] = [codec.decode(frame, 0) for frame in live]
-    trades = [event.trade for batch in events for event in batch if isinstance(event, MarketTrade)]
-    sequence, clock = TradeSequence(), ExchangeClock()
-    clock.set(trades[0].event_time_ns)
-    forming = one.channels["1m"].closer.forming
-    [json.loads(frame) for frame in live]
-    stages = [
-        timed("json.loads of the frame, for comparison", lambda: [json.loads(frame) for frame in live], count),
-        timed("decode: frame to trade", lambda: [codec.decode(frame, 0) for frame in live], count),
-        timed(
-            "of the pipeline: order and time",
-            lambda: [sequence.take(t) and clock.believes("t", t.event_time_ns) for t in trades],
-            count,
-        ),
-        timed(
-            "pipeline: trade to forming candle, closes and steps included",
-            lambda: [pipeline.handle(batch) for batch in events],
-            count,
-        ),  # type: ignore[arg-type]
-        timed("of peek: forming candle read", lambda: [forming() for _ in range(count)], count),
-    ]
-    pipeline.take_work()
-    peeks = min(count, 4_000)
+    options.add_argument("--ticks", type=int, default=1_500)
+    options.add_argument("--rounds", type=int, default=1)
+    chosen = options.parse_args()
+    plan = Plan(chosen.ticks, 1, RATE, paced=True)
+    with mosquitto() as broker:
+        url = f"mqtt://{broker[0]}:{broker[1]}"
+        cases: dict[str, Callable[[int], tuple[object, ...]]] = {
+            "peer": lambda port: (peers.consume, peers.Assembled(port, plan)),
+            "2x64": lambda port: (consume, Ours(port, plan, "2x64", 0)),
+            "shipped": lambda port: (consume, Ours(port, plan, models.SHIPPED, 0)),
+            "throttled": lambda port: (consume, Ours(port, plan, models.SHIPPED, 250)),
+            "reader": lambda port: (read, port, plan),
+            "peer, published": lambda port: (peers.consume, peers.Assembled(port, plan, broker)),
+            "2x64, published": lambda port: (consume, Ours(port, plan, "2x64", 0, url)),
+            "shipped, published": lambda port: (consume, Ours(port, plan, models.SHIPPED, 0, url)),
+        }
+        told: dict[str, list[Told]] = {name: [] for name in cases}
+        for _ in range(chosen.rounds):
+            for name, case in cases.items():
+                with exchange(plan) as port:
+                    told[name].append(apart(*case(port)))  # type: ignore[arg-type]
+    us = {name: statistics.median(t.cpu_s / t.ticks for t in of) * 1e6 for name, of in told.items()}
+    share = {name: min(t.outputs / t.ticks for t in of) for name, of in told.items()}
+    caveats = [*CAVEATS, *(
+        f"{name}: {share[name]:.0%} of ticks had a signal of their own"
+        for name in cases if name not in ("throttled", "reader") and share[name] < 0.95
+    )]  # fmt: skip
 
-    def peek() -> None:
-        for batch in events[-1:] * peeks:
-            pipeline.handle(batch)  # type: ignore[arg-type]  # a duplicate: it only marks the market as moved
-            pipeline.live()
+    def row(name: str, peer: str, what: str, reach: float | None = None) -> harness.Row:
+        beside = {"peer": "ccxt.pro, torch", "peer, published": "ccxt.pro, torch, aiomqtt"}[peer]
+        key = f"tick.{name.replace(', ', '_')}"
+        return harness.faster(key, what, us[name], us[peer], beside, "µs", reach)
 
-    payload = pipeline.handle(events[-1]) or pipeline.live()[0][1]  # type: ignore[arg-type]
-    stages += [
-        timed("peek: features, model, decision, payload", peek, peeks),
-        timed("payload to JSON", lambda: [topics.encode(payload) for _ in range(peeks)], peeks),
-    ]
-    base = stages[0][1]
-    print(f"{count} trades; µs each, and as a multiple of json.loads in this run")
-    for label, took in stages:
-        print(f"{took:8.2f}  ×{took / base:5.2f}  {label}")
+    harness.publish("tick", QUESTION, caveats, [
+        row("2x64", "peer", "tick → signal as bytes, model 2x64", 40.0),
+        row("shipped", "peer", "tick → signal as bytes, shipped model"),
+        row("throttled", "peer", "shipped model, a signal every 250 ms"),
+        row("reader", "peer", "a bare reader of the socket: no more can be reached"),
+        row("2x64, published", "peer, published", "tick → signal published, model 2x64", 10.0),
+        row("shipped, published", "peer, published", "tick → signal published, shipped model"),
+    ])  # fmt: skip
 
 
 if __name__ == "__main__":
