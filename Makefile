@@ -11,7 +11,7 @@ STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help install demo test fuzz day simulate run bench bench-check evaluate artifact clean
+.PHONY: help install demo test fuzz day faults simulate run bench bench-check evaluate artifact clean
 
 help:
 	@echo 'make install   create .venv and install'
@@ -19,6 +19,7 @@ help:
 	@echo 'make test      style, types, architecture and tests'
 	@echo 'make fuzz      200,000 damaged frames for each exchange'
 	@echo 'make day       a day of recorded trades through each emulated exchange, with cuts, rollovers, stalls'
+	@echo 'make faults    real processes killed and stopped, disks filled, links cut; the long way'
 	@echo 'make simulate  1,000 schedules of faults against the whole daemon in virtual time; SEEDS=50, FIRST=0'
 	@echo 'make run       the daemon on the shipped configuration: Binance live; CONFIG=file for another'
 	@echo 'make bench     beside peers and limits, into docs/performance.md; bench-check holds the ratios to their floors'
@@ -59,6 +60,9 @@ fuzz: install
 
 day: install
 	DAY_HOURS=24 $(BIN)/pytest -q tests/daemon/test_day.py
+
+faults: install
+	LONG=1 $(BIN)/pytest -q tests/daemon/test_faults.py
 
 SEEDS ?= 1000
 FIRST ?= 0
