@@ -164,8 +164,8 @@ class Acks(Publisher):
         super().__init__(*args, **named)
         self.at_ns: list[int] = []
 
-    def _settled(self, done: "asyncio.Future[None]", row: int) -> None:
-        super()._settled(done, row)
+    def _settled(self, done: "asyncio.Future[None]", row: int, topic: str) -> None:
+        super()._settled(done, row, topic)
         self.at_ns.append(time.monotonic_ns())
 
 

@@ -3,6 +3,7 @@
 A codec is pure: it says what to send, and turns frames into events. It never raises on what an exchange sends.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
@@ -115,6 +116,7 @@ def rebase(address: str, base: str | None) -> str:
     return urlsplit(address)._replace(scheme=parts.scheme, netloc=parts.netloc).geturl()
 
 
+@functools.lru_cache(maxsize=1 << 14)  # prices come again and again, sizes often
 def scaled(text: str, decimals: int) -> int:
     """Read a plain decimal text as an integer of 10**-decimals, exactly.
 
